@@ -1,0 +1,414 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+)
+
+// protocolV1 is chatd's own subprotocol.
+const protocolV1 = "chatd.v1"
+
+const (
+	replayPage = 200     // events read and written at a time
+	listLength = 10      // messages that the tutorials' /chat/ begins with
+	lobby      = "lobby" // the room of sockets that name none
+)
+
+// checkSocket decides about a handshake while it can still be refused over HTTP.
+func (s *server) checkSocket(w http.ResponseWriter, r *http.Request, v visitor) error {
+	if err := checkHandshake(w.Header(), r); err != nil {
+		return err
+	}
+	// An upgrade is a GET, which CrossOriginProtection lets through, but it acts
+	// with the visitor's cookie as a POST does.
+	post := *r
+	post.Method = http.MethodPost
+	switch {
+	case s.socketOrigins.Check(&post) != nil:
+		return refuse(http.StatusForbidden, "cross_origin")
+	case v.ID == 0 && !s.guests:
+		return refuse(http.StatusUnauthorized, "sign_in")
+	case s.hub.ending():
+		return errHubClosed
+	}
+	return nil
+}
+
+// socket upgrades a request that checkSocket has passed, and runs talk with the
+// member that it becomes.
+func (s *server) socket(w http.ResponseWriter, r *http.Request, v visitor, m *member, talk func(*member)) error {
+	conn, err := upgrade(w, r, protocolV1, maxFrame)
+	if err != nil {
+		return err
+	}
+	m.Conn, m.user, m.session = conn, v.User, v.session
+	m.language, m.address = language(r), s.clientAddress(r)
+	err = s.hub.Serve(m, func() {
+		conn.serve(func() {
+			talk(m)
+			m.asks.Wait() // so that what it sent comes back to it, while the store is there
+			if s.hub.ending() {
+				m.close(closeRestart, "")
+			}
+		})
+	})
+	if err != nil {
+		conn.conn.Close()
+	}
+	return nil
+}
+
+// listen passes what arrives to receive until the socket ends, and tells the
+// peer what was refused. receive returns the cid, if it got so far.
+func (s *server) listen(m *member, receive func(text []byte) (cid string, err error)) {
+	for {
+		opcode, msg, err := m.ReadMessage()
+		if err != nil {
+			return
+		}
+		cid := ""
+		if opcode == opBinary {
+			err = refuse(http.StatusBadRequest, "binary")
+		} else {
+			cid, err = receive(msg)
+		}
+		if err != nil {
+			s.refuse(m, err, cid)
+		}
+	}
+}
+
+// refuse tells the peer, in its language, why something was not done.
+func (s *server) refuse(m *member, err error, cid string) {
+	p := problemOf(err)
+	if p.status >= http.StatusInternalServerError {
+		s.log.Error("socket", "user", m.user.Name, "err", err)
+	}
+	m.push(appendFrame(nil, opText, m.dialect.refuse(p, s.sentence(m.language, p), cid)))
+}
+
+// join puts m into its room. With replay, m gets every event after m.from, once
+// each and in order:
+//
+//  1. What is in the store is fed to it, until a page is not full.
+//  2. Hub.Join returns last. What is published later waits in the outbox, which is held.
+//  3. The store has all up to last: what 1 has not brought is fed now.
+//  4. The outbox is released.
+//
+// However long 1 takes, only what is said between 2 and 4 has to wait in memory.
+func (s *server) join(m *member, replay bool) error {
+	m.hold()
+	defer m.release()
+	var err error
+	cursor := m.from
+	if replay {
+		if cursor, err = s.replay(m, cursor, 1<<62); err != nil {
+			return err
+		}
+	}
+	last, err := s.hub.Join(m)
+	if err != nil {
+		return err
+	}
+	if replay {
+		_, err = s.replay(m, cursor, last)
+	} else {
+		m.from = last
+	}
+	if err == nil && m.dialect == dialectV1 {
+		m.feed(appendFrame(nil, opText, encodeJSON(eventFrame{Type: "caught_up", ID: last})))
+	}
+	return err
+}
+
+// joined ends a socket that could not join. It reports whether it could.
+func (s *server) joined(m *member, err error) bool {
+	if err != nil && !errors.Is(err, errHubClosed) && !errors.Is(err, errSocketClosing) {
+		s.log.Error("join", "user", m.user.Name, "room", m.room, "err", err)
+		m.close(closeTryLater, "try again")
+	}
+	return err == nil
+}
+
+// replay feeds m the events after cursor, up to the id last, until a page is not
+// full, and returns the new cursor.
+func (s *server) replay(m *member, cursor, last int64) (int64, error) {
+	for {
+		page, err := s.store.Since(context.Background(), m.room, cursor, replayPage)
+		if err != nil {
+			return cursor, err
+		}
+		full := len(page) == replayPage
+		for len(page) > 0 && page[len(page)-1].ID > last {
+			page, full = page[:len(page)-1], false
+		}
+		if len(page) > 0 {
+			cursor = page[len(page)-1].ID
+			if !m.feed(m.dialect.frames(page)) {
+				return cursor, errSocketClosing
+			}
+			m.heard.Store(ticks()) // it takes what we write, so it lives
+		}
+		if !full {
+			return cursor, nil
+		}
+	}
+}
+
+// append sends an event to the store. The answer is the event itself, which
+// comes to m with all others of its room, or a refusal.
+func (s *server) append(m *member, e Event) error {
+	if !s.posts.allow(m.throttleKey()) {
+		return refuse(http.StatusTooManyRequests, "too_fast")
+	}
+	return s.ask(m, e, func(e Event) {
+		if e.Again && e.ID <= m.from { // it is not in what m gets
+			m.push(m.dialect.frames([]Event{e}))
+		}
+	})
+}
+
+// ask sends an event to the store and calls done if it got there.
+func (s *server) ask(m *member, e Event, done func(Event)) error {
+	m.asks.Add(1)
+	cid := e.CID
+	err := s.store.Append(e, func(e Event, err error) {
+		defer m.asks.Done()
+		if err != nil {
+			s.refuse(m, err, cid)
+		} else {
+			done(e)
+		}
+	})
+	if err != nil {
+		m.asks.Done()
+	}
+	return err
+}
+
+// throttleKey is the user, or the address of a visitor whose name is only said.
+func (m *member) throttleKey() string {
+	if m.user.ID == 0 {
+		return "address " + m.address
+	}
+	return "user " + m.user.Name
+}
+
+// handleV1 is GET /ws: one socket for all rooms.
+func (s *server) handleV1(w http.ResponseWriter, r *http.Request, v visitor) error {
+	if err := s.checkSocket(w, r, v); err != nil {
+		return err
+	}
+	if v.ID == 0 {
+		return refuse(http.StatusUnauthorized, "sign_in")
+	}
+	return s.socket(w, r, v, &member{dialect: dialectV1, room: followsRooms}, s.talkV1)
+}
+
+func (s *server) talkV1(m *member) {
+	m.conn.SetReadDeadline(time.Now().Add(helloWait))
+	if s.hub.ending() { // and has set a deadline that this one replaced
+		return
+	}
+	greeted := false
+	s.listen(m, func(text []byte) (string, error) {
+		in, err := decodeFrame(text)
+		switch {
+		case err != nil:
+		case greeted == (in.Type == "hello"):
+			err = refuse(http.StatusBadRequest, "hello")
+		case greeted:
+			err = s.onFrame(m, in)
+		default:
+			greeted = true
+			m.conn.SetReadDeadline(time.Time{})
+			s.hello(m, in.Since)
+		}
+		return in.CID, err
+	})
+}
+
+// hello answers with welcome, what m has missed, and caught_up.
+func (s *server) hello(m *member, since *int64) {
+	m.hold()
+	f, err := s.welcome(m)
+	if err == nil {
+		m.feed(appendFrame(nil, opText, encodeJSON(f)))
+		if since != nil {
+			m.from = *since
+		}
+		err = s.join(m, since != nil)
+	}
+	s.joined(m, err)
+}
+
+func (s *server) welcome(m *member) (f welcomeFrame, err error) {
+	f = welcomeFrame{Type: "welcome", Username: m.user.Name, Rooms: []roomFrame{}, Online: s.hub.Online()}
+	if f.ID, err = s.store.LastID(context.Background()); err != nil {
+		return f, err
+	}
+	rooms, err := s.store.RoomStates(context.Background(), m.user)
+	for _, r := range rooms {
+		f.Rooms = append(f.Rooms, roomFrame{r.Name, r.LastRead, r.Unread})
+	}
+	return f, err
+}
+
+func (s *server) onFrame(m *member, in clientFrame) error {
+	e := Event{Author: m.user, CID: in.CID, Target: in.ID}
+	switch in.Type {
+	case "message", "read", "typing":
+		room, err := s.store.Room(in.Room)
+		if err != nil {
+			return refuse(http.StatusNotFound, "unknown_room")
+		}
+		e.Room = room
+	}
+	switch in.Type {
+	case "message", "edit":
+		if err := checkMessage(in.Message); err != nil {
+			return err
+		}
+		e.Kind, e.Body = Kind(in.Type), in.Message
+		if e.Kind == KindMessage {
+			e.Target = in.ReplyTo
+		}
+	case "delete":
+		e.Kind = KindDelete
+	case "react":
+		if in.Emoji == "" || len(in.Emoji) > maxEmoji {
+			return refuse(http.StatusBadRequest, "bad_frame")
+		}
+		e.Kind, e.Body = KindReact, in.Emoji
+		if in.On != nil && !*in.On {
+			e.Kind = KindUnreact
+		}
+	case "read":
+		e.Kind = KindRead
+		return s.ask(m, e, func(Event) {})
+	case "typing":
+		if s.typing.allow(m.throttleKey()) {
+			e.Kind = KindTyping
+			s.hub.Publish([]Event{e})
+		}
+		return nil
+	default:
+		return refuse(http.StatusBadRequest, "unknown_type")
+	}
+	return s.append(m, e)
+}
+
+// roomSocket is the tutorials' kind of socket: one room, messages only. parse
+// returns what was said, and the name it was said under, which counts only for
+// visitors who are not signed in.
+func (s *server) roomSocket(d *dialect, parse func([]byte) (clientFrame, error)) handler {
+	return func(w http.ResponseWriter, r *http.Request, v visitor) error {
+		if err := s.checkSocket(w, r, v); err != nil {
+			return err
+		}
+		since, replay, err := numberOf(r, "since")
+		if err != nil {
+			return err
+		}
+		room, err := s.enter(r, v, r.PathValue("room"))
+		if err != nil {
+			return err
+		}
+		m := &member{dialect: d, room: room.ID, from: since}
+		return s.socket(w, r, v, m, func(m *member) {
+			if !s.joined(m, s.join(m, replay)) {
+				return
+			}
+			s.listen(m, func(text []byte) (string, error) {
+				in, err := parse(text)
+				if err == nil {
+					err = s.say(m, room, in)
+				}
+				return in.CID, err
+			})
+		})
+	}
+}
+
+func parsePlain(text []byte) (clientFrame, error) { return clientFrame{Message: string(text)}, nil }
+
+func parseNothing([]byte) (clientFrame, error) {
+	return clientFrame{}, refuse(http.StatusForbidden, "read_only")
+}
+
+// say appends a message of m, or of the guest that m says it is.
+func (s *server) say(m *member, room Room, in clientFrame) error {
+	if err := checkMessage(in.Message); err != nil {
+		return err
+	}
+	author := m.user
+	if author.ID == 0 {
+		var err error
+		if author, err = s.speakingGuest(m, in.Username); err != nil {
+			return err
+		}
+	}
+	return s.append(m, Event{Kind: KindMessage, Room: room, Author: author, CID: in.CID, Target: in.ReplyTo, Body: in.Message})
+}
+
+// speakingGuest finds the user for a name that is only said. The last one is
+// kept with the socket.
+func (s *server) speakingGuest(m *member, said string) (User, error) {
+	if said == "" {
+		said = anonymousGuest
+	}
+	name, err := userName(said)
+	if err != nil {
+		return User{}, err
+	}
+	if m.guest.Name != name {
+		if m.guest, err = s.store.SpeakingGuest(context.Background(), name); err != nil {
+			return User{}, err
+		}
+	}
+	return m.guest, nil
+}
+
+// handleList is the tutorials' socket at /chat/: for members only, in the lobby.
+func (s *server) handleList(w http.ResponseWriter, r *http.Request, v visitor) error {
+	if err := s.checkSocket(w, r, v); err != nil {
+		return err
+	}
+	if v.ID == 0 {
+		return refuse(http.StatusUnauthorized, "sign_in")
+	}
+	room, err := s.enter(r, v, lobby)
+	if err != nil {
+		return err
+	}
+	return s.socket(w, r, v, &member{dialect: dialectList, room: room.ID}, func(m *member) {
+		if !s.joined(m, s.joinList(m)) {
+			return
+		}
+		s.listen(m, func(text []byte) (string, error) {
+			in, err := decodeFrame(text)
+			if err == nil {
+				err = s.say(m, room, in)
+			}
+			return in.CID, err
+		})
+	})
+}
+
+// joinList begins with the newest messages instead of a replay.
+func (s *server) joinList(m *member) error {
+	m.hold()
+	defer m.release()
+	last, err := s.hub.Join(m)
+	if err != nil {
+		return err
+	}
+	m.from = last
+	page, _, err := s.store.Page(context.Background(), m.room, last+1, listLength)
+	if err == nil {
+		m.feed(appendFrame(nil, opText, encodeList(page)))
+	}
+	return err
+}

@@ -1,0 +1,556 @@
+package main
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/subtle"
+	"embed"
+	"errors"
+	"fmt"
+	"html/template"
+	"log/slog"
+	"math"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	maxBody     = 64 << 10
+	historyPage = 50 // messages on a page
+	setUpKey    = "token"
+)
+
+//go:embed templates
+var files embed.FS
+
+// server answers HTTP. Its fields do not change once it serves.
+type server struct {
+	store *Store
+	hub   *Hub
+	log   *slog.Logger
+
+	public        string         // URL, "" for that of the listener
+	base          string         // path that everything lives under, without final slash
+	secure        bool           // the public URL is https
+	guests        bool           // visitors without an account may use public rooms
+	setUpToken    string         // makes the first administrator; "" when there is one
+	trusted       []netip.Prefix // proxies whose X-Forwarded-For is believed
+	socketOrigins *http.CrossOriginProtection
+
+	hashSlots chan struct{} // taken while a password is hashed
+	logins    *throttle
+	posts     *throttle // messages and whatever else is kept
+	typing    *throttle
+
+	assets map[string]asset
+	words  map[string]catalogue                     // by language
+	pages  map[string]map[string]*template.Template // by language and file
+}
+
+// handler is an http.Handler that knows who asks, and returns what went wrong.
+type handler func(w http.ResponseWriter, r *http.Request, v visitor) error
+
+func (s *server) routes() http.Handler {
+	mux := http.NewServeMux()
+	handle := func(pattern string, h handler) { mux.Handle(pattern, s.handler(h)) }
+	handle("GET /{$}", s.handleRoot)
+	handle("GET /static/{file}", s.handleAsset)
+	handle("GET /setup", s.handleSetUpPage)
+	handle("POST /setup", s.handleSetUp)
+	handle("GET /login/{$}", s.handleLoginPage)
+	handle("POST /login/{$}", s.handleLogin)
+	handle("POST /guest", s.handleGuest)
+	handle("POST /logout", s.handleLogout)
+	handle("POST /language", s.handleLanguage)
+	handle("GET /account/{$}", s.signedIn(s.handleAccount))
+	handle("POST /account/password", s.signedIn(s.handlePassword))
+	handle("GET /chat/{$}", s.handleRoomsOrSocket)
+	handle("GET /chat/{room}/{$}", s.signedIn(s.handleRoom))
+	handle("POST /chat/{room}/{$}", s.signedIn(s.handlePost))
+
+	// chatd.v1, and the formats of the tutorials' pages.
+	handle("GET /ws", s.handleV1)
+	handle("GET /ws/chat/{room}/{$}", s.roomSocket(dialectChat, decodeFrame))
+	handle("GET /ws/push/{room}", s.roomSocket(dialectPush, parseNothing))
+	handle("GET /ws/{room}/{$}", s.roomSocket(dialectPlain, parsePlain))
+	handle("GET /room/{room}/{$}", s.roomSocket(dialectPlain, parsePlain))
+	handle("/", func(http.ResponseWriter, *http.Request, visitor) error { return ErrNotFound })
+
+	protected := http.NewCrossOriginProtection()
+	protected.SetDenyHandler(s.handler(func(http.ResponseWriter, *http.Request, visitor) error {
+		return refuse(http.StatusForbidden, "cross_origin")
+	}))
+	return secureHeaders(http.MaxBytesHandler(http.StripPrefix(s.base, protected.Handler(mux)), maxBody))
+}
+
+func secureHeaders(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "+
+			"connect-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Referrer-Policy", "same-origin")
+		h.Set("Cache-Control", "no-store")
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (s *server) handler(h handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		v, err := s.visitor(r)
+		if err == nil {
+			err = h(w, r, v)
+		}
+		if err != nil {
+			s.fail(w, r, v, err)
+		}
+	})
+}
+
+// signedIn sends visitors without a session to the login page and back.
+func (s *server) signedIn(h handler) handler {
+	return func(w http.ResponseWriter, r *http.Request, v visitor) error {
+		switch {
+		case v.ID != 0:
+			return h(w, r, v)
+		case r.Method != http.MethodGet || wantsJSON(r):
+			return refuse(http.StatusUnauthorized, "sign_in")
+		}
+		s.redirect(w, r, "/login/?next="+url.QueryEscape(r.URL.RequestURI()))
+		return nil
+	}
+}
+
+// fail is the one place that answers an error.
+func (s *server) fail(w http.ResponseWriter, r *http.Request, v visitor, err error) {
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		err = refuse(http.StatusRequestEntityTooLarge, "too_large")
+	}
+	p := problemOf(err)
+	if p.status >= http.StatusInternalServerError {
+		s.log.Error("request", "pattern", r.Pattern, "err", err)
+	}
+	sentence := s.sentence(language(r), p)
+	switch {
+	case wantsSocket(r) || p.status == http.StatusUpgradeRequired:
+		http.Error(w, sentence, p.status)
+	case wantsJSON(r):
+		writeJSON(w, p.status, problemFrame{"error", p.code, "", sentence})
+	default:
+		s.render(w, r, v, p.status, "error.html", page{Error: sentence})
+	}
+}
+
+// sentence puts a problem into words.
+func (s *server) sentence(lang string, p *problem) string {
+	return s.words[lang].text("error."+p.code, p.args...)
+}
+
+func wantsJSON(r *http.Request) bool {
+	return strings.Contains(r.Header.Get("Accept"), "application/json")
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	body := encodeJSON(v)
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	w.Write(append(body, '\n'))
+}
+
+// redirect goes to a path of ours with GET.
+func (s *server) redirect(w http.ResponseWriter, r *http.Request, to string) {
+	http.Redirect(w, r, s.base+to, http.StatusSeeOther)
+}
+
+// localPath returns a path that somebody asked to be sent to, or the rooms if it
+// leads elsewhere. Browsers take // and \ for the start of a host.
+func localPath(next string) string {
+	u, err := url.Parse(next)
+	if err != nil || u.IsAbs() || u.Host != "" || !strings.HasPrefix(next, "/") ||
+		strings.HasPrefix(next, "//") || strings.ContainsAny(next, "\\\r\n\t") {
+		return "/chat/"
+	}
+	return next
+}
+
+func (s *server) handleRoot(w http.ResponseWriter, r *http.Request, _ visitor) error {
+	s.redirect(w, r, "/chat/")
+	return nil
+}
+
+func (s *server) handleSetUpPage(w http.ResponseWriter, r *http.Request, v visitor) error {
+	if err := s.checkSetUp(r); err != nil {
+		return err
+	}
+	return s.render(w, r, v, http.StatusOK, "setup.html", page{Form: formOf(r, setUpKey)})
+}
+
+// checkSetUp lets only the holder of the link in, and only while nobody is administrator.
+func (s *server) checkSetUp(r *http.Request) error {
+	has, err := s.store.HasAdmin(r.Context())
+	switch {
+	case err != nil:
+		return err
+	case has || s.setUpToken == "":
+		return refuse(http.StatusGone, "setup_used")
+	case subtle.ConstantTimeCompare([]byte(r.FormValue(setUpKey)), []byte(s.setUpToken)) != 1:
+		return refuse(http.StatusForbidden, "setup_token")
+	}
+	return nil
+}
+
+func (s *server) handleSetUp(w http.ResponseWriter, r *http.Request, v visitor) error {
+	if err := r.ParseForm(); err != nil {
+		return badForm(err)
+	}
+	if err := s.checkSetUp(r); err != nil {
+		return err
+	}
+	u, err := s.newAccount(r, func(name, encoded string) (User, error) {
+		u, err := s.store.CreateFirstAdmin(name, encoded)
+		if errors.Is(err, ErrForbidden) {
+			err = refuse(http.StatusGone, "setup_used")
+		}
+		return u, err
+	})
+	if err != nil {
+		return s.again(w, r, v, err, "setup.html", page{Form: formOf(r, setUpKey, "username")})
+	}
+	s.log.Info("administrator created", "user", u.Name)
+	return s.enterAs(w, r, u)
+}
+
+// newAccount checks the name and the password of a form.
+func (s *server) newAccount(r *http.Request, create func(name, encoded string) (User, error)) (User, error) {
+	name, err := userName(r.PostFormValue("username"))
+	if err != nil {
+		return User{}, err
+	}
+	password := r.PostFormValue("password")
+	if err := checkPassword(password); err != nil {
+		return User{}, err
+	}
+	var encoded string
+	if err := s.hashing(r.Context(), func() { encoded = hashPassword(password) }); err != nil {
+		return User{}, err
+	}
+	return create(name, encoded)
+}
+
+// enterAs starts a session and goes to where the visitor wanted to be.
+func (s *server) enterAs(w http.ResponseWriter, r *http.Request, u User) error {
+	if err := s.startSession(w, u); err != nil {
+		return err
+	}
+	s.redirect(w, r, localPath(r.PostFormValue("next")))
+	return nil
+}
+
+// again shows a form once more, with what was typed and what is wrong with it.
+func (s *server) again(w http.ResponseWriter, r *http.Request, v visitor, err error, file string, p page) error {
+	problem := problemOf(err)
+	if problem.status >= http.StatusInternalServerError {
+		return err
+	}
+	p.Error = s.sentence(language(r), problem)
+	return s.render(w, r, v, problem.status, file, p)
+}
+
+func badForm(err error) error {
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return err
+	}
+	return refuse(http.StatusBadRequest, "bad_request")
+}
+
+func (s *server) handleLoginPage(w http.ResponseWriter, r *http.Request, v visitor) error {
+	return s.render(w, r, v, http.StatusOK, "login.html", page{Next: localPath(r.FormValue("next"))})
+}
+
+func (s *server) handleLogin(w http.ResponseWriter, r *http.Request, v visitor) error {
+	if err := r.ParseForm(); err != nil {
+		return badForm(err)
+	}
+	u, err := s.signIn(r.Context(), s.clientAddress(r), r.PostFormValue("username"), r.PostFormValue("password"))
+	if err != nil {
+		return s.again(w, r, v, err, "login.html", page{Form: formOf(r, "username"), Next: localPath(r.PostFormValue("next"))})
+	}
+	return s.enterAs(w, r, u)
+}
+
+func (s *server) handleGuest(w http.ResponseWriter, r *http.Request, v visitor) error {
+	if err := r.ParseForm(); err != nil {
+		return badForm(err)
+	}
+	if !s.guests {
+		return ErrForbidden
+	}
+	u, err := s.newGuest(r)
+	if err != nil {
+		return s.again(w, r, v, err, "login.html", page{Next: localPath(r.PostFormValue("next"))})
+	}
+	return s.enterAs(w, r, u)
+}
+
+// newGuest makes a guest. The name must be new: with that of an earlier guest
+// would come the right to change what that one said.
+func (s *server) newGuest(r *http.Request) (User, error) {
+	if !s.logins.allow("address " + s.clientAddress(r)) {
+		return User{}, refuse(http.StatusTooManyRequests, "login_too_fast")
+	}
+	name, err := userName(r.PostFormValue("username"))
+	if err != nil {
+		return User{}, err
+	}
+	if name == anonymousGuest {
+		return User{}, ErrTaken
+	}
+	return s.store.CreateUser(name, RoleGuest, "")
+}
+
+func (s *server) handleLogout(w http.ResponseWriter, r *http.Request, v visitor) error {
+	if v.session != nil {
+		if err := s.store.DeleteSession(v.session); err != nil {
+			return err
+		}
+		s.hub.Drop(func(m *member) bool { return bytes.Equal(m.session, v.session) })
+	}
+	s.setCookie(w, sessionCookie, "", -time.Second)
+	s.redirect(w, r, "/login/")
+	return nil
+}
+
+func (s *server) handleLanguage(w http.ResponseWriter, r *http.Request, _ visitor) error {
+	if lang := r.PostFormValue("lang"); s.words[lang] != nil {
+		s.setCookie(w, languageCookie, lang, cookieLife)
+	}
+	s.redirect(w, r, localPath(r.PostFormValue("next")))
+	return nil
+}
+
+func (s *server) handleAccount(w http.ResponseWriter, r *http.Request, v visitor) error {
+	return s.render(w, r, v, http.StatusOK, "account.html", page{})
+}
+
+func (s *server) handlePassword(w http.ResponseWriter, r *http.Request, v visitor) error {
+	if err := r.ParseForm(); err != nil {
+		return badForm(err)
+	}
+	if err := s.changePassword(r, v); err != nil {
+		return s.again(w, r, v, err, "account.html", page{})
+	}
+	return s.render(w, r, v, http.StatusOK, "account.html", page{Notice: s.words[language(r)].text("account.changed")})
+}
+
+// changePassword also ends the user's other sessions, and their sockets at once.
+func (s *server) changePassword(r *http.Request, v visitor) error {
+	if v.Role == RoleGuest {
+		return ErrForbidden
+	}
+	password := r.PostFormValue("new")
+	if err := checkPassword(password); err != nil {
+		return err
+	}
+	if password != r.PostFormValue("again") {
+		return refuse(http.StatusBadRequest, "password_mismatch")
+	}
+	if _, err := s.signIn(r.Context(), s.clientAddress(r), v.Name, r.PostFormValue("old")); err != nil {
+		if problemOf(err).code == "bad_login" {
+			err = refuse(http.StatusForbidden, "wrong_password")
+		}
+		return err
+	}
+	var encoded string
+	if err := s.hashing(r.Context(), func() { encoded = hashPassword(password) }); err != nil {
+		return err
+	}
+	if err := s.store.SetPassword(v.User, encoded, v.session); err != nil {
+		return err
+	}
+	s.hub.Drop(func(m *member) bool { return m.user.ID == v.ID && !bytes.Equal(m.session, v.session) })
+	return nil
+}
+
+// handleRoomsOrSocket is the room picker, and the tutorials' socket at the same URL.
+func (s *server) handleRoomsOrSocket(w http.ResponseWriter, r *http.Request, v visitor) error {
+	if wantsSocket(r) {
+		return s.handleList(w, r, v)
+	}
+	return s.signedIn(s.handleRooms)(w, r, v)
+}
+
+func (s *server) handleRooms(w http.ResponseWriter, r *http.Request, v visitor) error {
+	p := page{Form: formOf(r, "room")}
+	if asked := r.FormValue("room"); asked != "" {
+		name, err := roomName(asked)
+		if err == nil {
+			s.redirect(w, r, "/chat/"+url.PathEscape(name)+"/")
+			return nil
+		}
+		return s.again(w, r, v, err, "rooms.html", p)
+	}
+	return s.render(w, r, v, http.StatusOK, "rooms.html", p)
+}
+
+// enter returns the room of that name. Who enters a room that is not there makes it.
+func (s *server) enter(r *http.Request, v visitor, room string) (Room, error) {
+	name, err := roomName(room)
+	if err != nil {
+		return Room{}, err
+	}
+	if room, err := s.store.Room(name); !errors.Is(err, ErrNotFound) {
+		return room, err
+	}
+	key, creator := "user "+v.Name, v.User
+	if v.ID == 0 {
+		key = "address " + s.clientAddress(r)
+		if creator, err = s.store.SpeakingGuest(r.Context(), anonymousGuest); err != nil {
+			return Room{}, err
+		}
+	}
+	if !s.posts.allow(key) {
+		return Room{}, refuse(http.StatusTooManyRequests, "too_fast")
+	}
+	return s.store.CreateRoom(name, creator)
+}
+
+// handleRoom shows the newest messages of a room, or, with ?before=ID, older ones.
+func (s *server) handleRoom(w http.ResponseWriter, r *http.Request, v visitor) error {
+	room, err := s.enter(r, v, r.PathValue("room"))
+	if err != nil {
+		return err
+	}
+	if room.Name != r.PathValue("room") {
+		s.redirect(w, r, roomPath(room.Name)+query(r))
+		return nil
+	}
+	if wantsJSON(r) {
+		return s.sendHistory(w, r, room)
+	}
+	return s.showRoom(w, r, v, room, http.StatusOK, page{})
+}
+
+func roomPath(name string) string { return "/chat/" + url.PathEscape(name) + "/" }
+
+func query(r *http.Request) string {
+	if r.URL.RawQuery == "" {
+		return ""
+	}
+	return "?" + r.URL.RawQuery
+}
+
+// history is a page of messages, oldest first.
+type history struct {
+	Messages []eventFrame `json:"messages"`
+	Older    int64        `json:"older"` // 0, or the before= of the next page
+}
+
+func (s *server) sendHistory(w http.ResponseWriter, r *http.Request, room Room) error {
+	before, _, err := numberOf(r, "before")
+	if err != nil {
+		return err
+	}
+	events, more, err := s.store.Page(r.Context(), room.ID, before, historyPage)
+	if err != nil {
+		return err
+	}
+	h := history{Messages: []eventFrame{}}
+	for _, e := range events {
+		h.Messages = append(h.Messages, newEventFrame(e))
+	}
+	if more {
+		h.Older = events[0].ID
+	}
+	writeJSON(w, http.StatusOK, h)
+	return nil
+}
+
+func (s *server) showRoom(w http.ResponseWriter, r *http.Request, v visitor, room Room, status int, p page) error {
+	// The cursor is read first: what comes in between is in the page and comes
+	// over the socket too, where the script knows it by its id.
+	cursor, err := s.store.LastID(r.Context())
+	if err != nil {
+		return err
+	}
+	before, paging, err := numberOf(r, "before")
+	if err != nil {
+		return err
+	}
+	events, more, err := s.store.Page(r.Context(), room.ID, before, historyPage)
+	if err != nil {
+		return err
+	}
+	for _, e := range events {
+		p.Messages = append(p.Messages, messageRow{e.ID, e.Author.Name, e.Author.Role == RoleGuest, e.Author.ID == v.ID,
+			e.Body, e.Time, e.Edited, e.Deleted, e.Target})
+	}
+	if more {
+		p.Older = events[0].ID
+	}
+	p.Room, p.Newest, p.CID = room.Name, !paging, newCID()
+	p.Client = &clientData{
+		Base: s.base, Lang: language(r), Username: v.Name, Guest: v.Role == RoleGuest, Room: room.Name,
+		Cursor: cursor, Newest: p.Newest, Older: p.Older, Limit: maxMessage, Words: s.words[language(r)].client(),
+	}
+	return s.render(w, r, v, status, "room.html", p)
+}
+
+// newCID makes an id for a form: a form that is sent twice is one message.
+func newCID() string { return fmt.Sprintf("%012x%s", time.Now().UnixMilli(), rand.Text()[:20]) }
+
+// handlePost is the composer without JavaScript.
+func (s *server) handlePost(w http.ResponseWriter, r *http.Request, v visitor) error {
+	if err := r.ParseForm(); err != nil {
+		return badForm(err)
+	}
+	room, err := s.enter(r, v, r.PathValue("room"))
+	if err != nil {
+		return err
+	}
+	text := strings.ReplaceAll(r.PostFormValue("message"), "\r\n", "\n") // as forms send it
+	e, err := s.post(r, v, Event{Kind: KindMessage, Room: room, Author: v.User, CID: r.PostFormValue("cid"), Body: text})
+	if err != nil {
+		p := problemOf(err)
+		return s.showRoom(w, r, v, room, p.status, page{Error: s.sentence(language(r), p), Form: map[string]string{"message": text}})
+	}
+	s.redirect(w, r, fmt.Sprintf("%s#m%d", roomPath(room.Name), e.ID))
+	return nil
+}
+
+func (s *server) post(r *http.Request, v visitor, e Event) (Event, error) {
+	switch {
+	case len(e.CID) > maxCID:
+		return e, refuse(http.StatusBadRequest, "bad_cid", maxCID)
+	case !s.posts.allow("user " + v.Name):
+		return e, refuse(http.StatusTooManyRequests, "too_fast")
+	}
+	if err := checkMessage(e.Body); err != nil {
+		return e, err
+	}
+	return s.store.AppendWait(e)
+}
+
+// numberOf returns the id in a request's parameter, the greatest one if there is none.
+func numberOf(r *http.Request, name string) (n int64, given bool, err error) {
+	text := r.FormValue(name)
+	if text == "" {
+		return math.MaxInt64, false, nil
+	}
+	n, err = strconv.ParseInt(text, 10, 64)
+	if err != nil || n < 0 {
+		return 0, true, refuse(http.StatusBadRequest, "bad_request")
+	}
+	return n, true, nil
+}
+
+func formOf(r *http.Request, names ...string) map[string]string {
+	form := make(map[string]string)
+	for _, name := range names {
+		form[name] = r.FormValue(name)
+	}
+	return form
+}

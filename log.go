@@ -1,0 +1,329 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"slices"
+	"time"
+)
+
+// Kind says what an Event is.
+type Kind string
+
+// The kinds up to KindUnreact are rows of the log. The rest is news that is not
+// kept: a client that missed it learns the outcome when it next says hello.
+const (
+	KindMessage Kind = "message"
+	KindEdit    Kind = "edit"
+	KindDelete  Kind = "delete"
+	KindReact   Kind = "react"
+	KindUnreact Kind = "unreact"
+	KindRoom    Kind = "room"   // a room was created
+	KindRead    Kind = "read"   // Author has read Room up to Target
+	KindTyping  Kind = "typing" // Author is typing in Room
+)
+
+// Event is something that happened in a room.
+type Event struct {
+	ID     int64 // its place in the log; 0 for news
+	Kind   Kind
+	Room   Room
+	Author User
+	CID    string // the client's own id for it, unique per author; may be empty
+	Time   time.Time
+	Target int64  // the message edited, deleted, reacted to or replied to; KindRead: the newest one read
+	Body   string // text of a message or edit, emoji of a reaction
+
+	Edited  bool // message: Body is not what was first said
+	Deleted bool // message: Body is gone
+	Again   bool // a retried send: this is the row that the first try made
+}
+
+// Room is a place with a name. Names differ in more than case.
+type Room struct {
+	ID   int64
+	Name string
+}
+
+// appliers write one event each, inside the transaction.
+var appliers = map[Kind]func(*writer, *Event) error{
+	KindMessage: (*writer).message,
+	KindEdit:    (*writer).edit,
+	KindDelete:  (*writer).delete,
+	KindReact:   (*writer).react,
+	KindUnreact: (*writer).react,
+	KindRoom:    (*writer).room,
+	KindRead:    (*writer).markRead,
+}
+
+func (w *writer) message(e *Event) error {
+	if e.Target != 0 {
+		replied, err := w.target(e.Target)
+		if err != nil {
+			return err
+		}
+		if replied.Room.ID != e.Room.ID {
+			return ErrNotFound
+		}
+	}
+	return w.append(e, "")
+}
+
+func (w *writer) edit(e *Event) error {
+	m, err := w.target(e.Target)
+	if err != nil {
+		return err
+	}
+	if m.Author.ID != e.Author.ID {
+		return ErrForbidden
+	}
+	e.Room = m.Room
+	if err := w.append(e, m.Body); err != nil || e.Again {
+		return err
+	}
+	return w.exec("UPDATE log SET body = ?, edited = ? WHERE id = ?", e.Body, w.now.UnixMilli(), e.Target)
+}
+
+// delete takes the text away, from the message and from its edits. Who wrote
+// and when stays.
+func (w *writer) delete(e *Event) error {
+	m, err := w.target(e.Target)
+	if err != nil {
+		return err
+	}
+	if m.Author.ID != e.Author.ID && e.Author.Role != RoleAdmin {
+		return ErrForbidden
+	}
+	e.Room = m.Room
+	if err := w.append(e, ""); err != nil || e.Again {
+		return err
+	}
+	if err := w.exec("UPDATE log SET body = NULL, former = NULL WHERE id = ? OR target = ? AND kind = 'edit'", e.Target, e.Target); err != nil {
+		return err
+	}
+	return w.exec("DELETE FROM reactions WHERE message = ?", e.Target)
+}
+
+func (w *writer) react(e *Event) error {
+	m, err := w.target(e.Target)
+	if err != nil {
+		return err
+	}
+	e.Room = m.Room
+	change := "INSERT INTO reactions (message, emoji, author) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+	if e.Kind == KindUnreact {
+		change = "DELETE FROM reactions WHERE message = ? AND emoji = ? AND author = ?"
+	}
+	r, err := w.conn.ExecContext(context.Background(), change, e.Target, e.Body, e.Author.ID)
+	if err != nil {
+		return err
+	}
+	if n, err := r.RowsAffected(); err != nil || n == 0 {
+		e.Again = true // it was so already: nothing happened
+		return err
+	}
+	return w.append(e, "")
+}
+
+// target finds the message that an event is about, if it still has a text.
+func (w *writer) target(id int64) (Event, error) {
+	m := Event{ID: id}
+	err := w.queryRow(`
+		SELECT l.author, l.body, r.id, r.name FROM log l JOIN rooms r ON r.id = l.room
+		WHERE l.id = ? AND l.kind = 'message' AND l.body IS NOT NULL`, id).
+		Scan(&m.Author.ID, &m.Body, &m.Room.ID, &m.Room.Name)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = ErrNotFound
+	}
+	return m, err
+}
+
+// append adds e to the log and gives it its id, or finds what an earlier try added.
+func (w *writer) append(e *Event, former string) error {
+	r, err := w.insert.Exec(string(e.Kind), e.Room.ID, e.Author.ID, orNull(e.CID), e.Time.UnixMilli(), orNull(e.Target), orNull(e.Body), orNull(former))
+	if err != nil {
+		return err
+	}
+	if n, err := r.RowsAffected(); err != nil || n == 1 {
+		if err == nil {
+			e.ID, err = r.LastInsertId()
+		}
+		return err
+	}
+	first, err := scanEvent(w.queryRow(selectEvents+"WHERE l.cid = ? AND l.author = ?", e.CID, e.Author.ID))
+	if err != nil {
+		return err
+	}
+	*e = first
+	e.Again = true
+	return nil
+}
+
+func (w *writer) room(e *Event) error {
+	key := foldName(e.Room.Name)
+	r, err := w.conn.ExecContext(context.Background(), `INSERT INTO rooms (name, key, creator, created) VALUES (?, ?, ?, ?)
+		ON CONFLICT (key) DO NOTHING`, e.Room.Name, key, e.Author.ID, e.Time.UnixMilli())
+	if err != nil {
+		return err
+	}
+	n, err := r.RowsAffected()
+	e.Again = n == 0
+	if err != nil {
+		return err
+	}
+	return w.queryRow("SELECT id, name FROM rooms WHERE key = ?", key).Scan(&e.Room.ID, &e.Room.Name)
+}
+
+func (w *writer) markRead(e *Event) error {
+	err := w.queryRow(`
+		INSERT INTO reads (user, room, last_read_id) VALUES (?, ?, min(?, (SELECT coalesce(max(id), 0) FROM log)))
+		ON CONFLICT (user, room) DO UPDATE SET last_read_id = excluded.last_read_id WHERE excluded.last_read_id > last_read_id
+		RETURNING last_read_id`, e.Author.ID, e.Room.ID, e.Target).Scan(&e.Target)
+	if errors.Is(err, sql.ErrNoRows) {
+		e.Again, err = true, nil // it was further already
+	}
+	return err
+}
+
+func orNull[T comparable](v T) any {
+	if v == *new(T) {
+		return nil
+	}
+	return v
+}
+
+// selectEvents begins every query for events; scanEvent reads its rows.
+const selectEvents = `
+	SELECT l.id, l.kind, r.id, r.name, u.id, u.name, u.role, l.cid, l.time, l.target, l.body, l.edited IS NOT NULL
+	FROM log l JOIN rooms r ON r.id = l.room JOIN users u ON u.id = l.author `
+
+func scanEvent(row interface{ Scan(...any) error }) (Event, error) {
+	var e Event
+	var at int64
+	var target sql.Null[int64]
+	var cid, body sql.NullString
+	err := row.Scan(&e.ID, &e.Kind, &e.Room.ID, &e.Room.Name, &e.Author.ID, &e.Author.Name, &e.Author.Role, &cid, &at, &target, &body, &e.Edited)
+	e.CID, e.Target, e.Body = cid.String, target.V, body.String
+	e.Time = time.UnixMilli(at).UTC()
+	e.Deleted = e.Kind == KindMessage && !body.Valid
+	return e, err
+}
+
+func (s *Store) events(ctx context.Context, where string, args ...any) ([]Event, error) {
+	rows, err := s.read.QueryContext(ctx, selectEvents+where, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var events []Event
+	for rows.Next() {
+		e, err := scanEvent(rows)
+		if err != nil {
+			return nil, err
+		}
+		events = append(events, e)
+	}
+	return events, rows.Err()
+}
+
+// Since returns up to limit events after the cursor, in their order, of one room
+// or, with room 0, of all. Messages come with the text that they have now.
+func (s *Store) Since(ctx context.Context, room, cursor int64, limit int) ([]Event, error) {
+	if room == 0 {
+		return s.events(ctx, "WHERE l.id > ? ORDER BY l.id LIMIT ?", cursor, limit)
+	}
+	return s.events(ctx, "WHERE l.room = ? AND l.id > ? ORDER BY l.id LIMIT ?", room, cursor, limit)
+}
+
+// Page returns the newest messages of a room with ids below before, oldest first,
+// limit at most, and whether there are older ones.
+func (s *Store) Page(ctx context.Context, room, before int64, limit int) (page []Event, older bool, err error) {
+	page, err = s.events(ctx, "WHERE l.room = ? AND l.kind = 'message' AND l.id < ? ORDER BY l.id DESC LIMIT ?", room, before, limit+1)
+	if len(page) > limit {
+		page, older = page[:limit], true
+	}
+	slices.Reverse(page)
+	return page, older, err
+}
+
+// LastID returns the id of the newest event, 0 when there is none.
+func (s *Store) LastID(ctx context.Context) (id int64, err error) {
+	err = s.read.QueryRowContext(ctx, "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'log'").Scan(&id)
+	return id, err
+}
+
+// Room returns the room of that name, in any case, or ErrNotFound.
+func (s *Store) Room(name string) (Room, error) {
+	s.roomsMu.RLock()
+	defer s.roomsMu.RUnlock()
+	r, ok := s.rooms[foldName(name)]
+	if !ok {
+		return Room{}, ErrNotFound
+	}
+	return r, nil
+}
+
+// CreateRoom makes a public room, or returns the one that has the name.
+func (s *Store) CreateRoom(name string, creator User) (Room, error) {
+	e, err := s.AppendWait(Event{Kind: KindRoom, Room: Room{Name: name}, Author: creator})
+	return e.Room, err
+}
+
+func (s *Store) loadRooms() error {
+	rows, err := s.read.Query("SELECT key, id, name FROM rooms")
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var key string
+		var r Room
+		if err := rows.Scan(&key, &r.ID, &r.Name); err != nil {
+			return err
+		}
+		s.rooms[key] = r
+	}
+	return rows.Err()
+}
+
+const unreadMost = 100 // counting stops here
+
+// RoomState is a room as one user sees it.
+type RoomState struct {
+	Room
+	LastRead int64
+	Unread   int       // messages by others after LastRead; unreadMost stands for more
+	Time     time.Time // of the newest event; zero in an empty room
+}
+
+// RoomStates returns the rooms that the user may see, by name.
+func (s *Store) RoomStates(ctx context.Context, u User) ([]RoomState, error) {
+	rows, err := s.read.QueryContext(ctx, `
+		WITH seen AS (
+			SELECT r.id, r.name, r.key, coalesce(d.last_read_id, u.first_id) AS last
+			FROM rooms r JOIN users u ON u.id = ?1 LEFT JOIN reads d ON d.user = u.id AND d.room = r.id
+		)
+		SELECT id, name, last,
+			(SELECT count(*) FROM (SELECT 1 FROM log l WHERE l.room = seen.id AND l.id > seen.last
+				AND l.kind = 'message' AND l.body IS NOT NULL AND l.author != ?1 LIMIT ?2)),
+			(SELECT time FROM log l WHERE l.room = seen.id ORDER BY l.id DESC LIMIT 1)
+		FROM seen ORDER BY key`, u.ID, unreadMost)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var states []RoomState
+	for rows.Next() {
+		var r RoomState
+		var at sql.Null[int64]
+		if err := rows.Scan(&r.ID, &r.Name, &r.LastRead, &r.Unread, &at); err != nil {
+			return nil, err
+		}
+		if at.Valid {
+			r.Time = time.UnixMilli(at.V).UTC()
+		}
+		states = append(states, r)
+	}
+	return states, rows.Err()
+}

@@ -1,0 +1,351 @@
+// Chatd is a small team-chat daemon: one binary, one data directory.
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const (
+	headerWait   = 10 * time.Second
+	bodyWait     = 30 * time.Second
+	keepAlive    = 2 * time.Minute
+	maxHeader    = 16 << 10
+	pagesWait    = time.Second // for pages under way, at the end
+	burstSeconds = 4           // of -rate may be used at once
+)
+
+const usage = `chatd is a team-chat daemon: one binary, one data directory.
+
+  chatd [flags]                      serve
+  chatd user add NAME [-admin]       make an account
+  chatd user passwd NAME             give an account a new password
+  chatd version
+  chatd help
+
+The user commands take the password from standard input, or make one up and print
+it if that is a terminal. They work while chatd runs.
+
+Flags:
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal kills
+	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "chatd:", err)
+		os.Exit(1)
+	}
+}
+
+// run is chatd with its arguments, until it is done or ctx is.
+func run(ctx context.Context, args []string, stdin *os.File, stdout, stderr io.Writer) error {
+	command := ""
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		command, args = args[0], args[1:]
+	}
+	switch command {
+	case "":
+		return serve(ctx, args, stdout, stderr)
+	case "user":
+		return user(args, stdin, stdout)
+	case "version":
+		fmt.Fprintln(stdout, version())
+		return nil
+	case "help":
+		printUsage(stdout, serveFlags(new(config)))
+		return nil
+	}
+	return fmt.Errorf("%q is not a command; see chatd help", command)
+}
+
+func printUsage(w io.Writer, flags *flag.FlagSet) {
+	fmt.Fprint(w, usage)
+	flags.SetOutput(w)
+	flags.PrintDefaults()
+}
+
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "chatd (unknown)"
+	}
+	return fmt.Sprintf("chatd %s %s", info.Main.Version, info.GoVersion)
+}
+
+// config is what the flags of `chatd` say.
+type config struct {
+	addr, data, url, trust, origins, log string
+	guests                               bool
+	rate                                 float64
+}
+
+func serveFlags(c *config) *flag.FlagSet {
+	f := flag.NewFlagSet("chatd", flag.ContinueOnError)
+	f.SetOutput(io.Discard) // main prints the error
+	f.StringVar(&c.addr, "addr", "localhost:8080", "listen on `host:port`")
+	f.StringVar(&c.data, "data", "./data", "keep everything in `directory`")
+	f.StringVar(&c.url, "url", "", "public `URL`, if it is not http://host:port; its path is where everything lives")
+	f.StringVar(&c.trust, "trust", "127.0.0.0/8,::1/128", "believe X-Forwarded-For from these `networks`")
+	f.StringVar(&c.origins, "origins", "", "further `origins`, comma-separated, whose pages may open sockets")
+	f.BoolVar(&c.guests, "guests", false, "let visitors without an account into public rooms")
+	f.Float64Var(&c.rate, "rate", 5, "messages per `second` and user, after a burst of four times that; 0: no limit")
+	f.StringVar(&c.log, "log", "text", "`format` of the log, text or json")
+	return f
+}
+
+// serve builds store, hub and server in this order, and takes them down in reverse.
+func serve(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
+	var c config
+	flags := serveFlags(&c)
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		printUsage(stdout, flags)
+		return nil
+	case err != nil:
+		return err
+	case flags.NArg() > 0:
+		return fmt.Errorf("%q is one argument too many; see chatd help", flags.Arg(0))
+	}
+	log, err := newLogger(c.log, stderr)
+	if err != nil {
+		return err
+	}
+	// An fsync keeps a processor of Go's scheduler: with only one, all would wait.
+	runtime.GOMAXPROCS(max(2, runtime.GOMAXPROCS(0)))
+
+	unlock, err := lockData(c.data)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	var hub *Hub
+	store, err := OpenStore(c.data, func(events []Event) { hub.Publish(events) })
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	last, err := store.LastID(ctx)
+	if err != nil {
+		return err
+	}
+	hub = NewHub(last)
+	defer hub.Close()
+	s, err := newServer(c, store, hub, log)
+	if err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", c.addr)
+	if err != nil {
+		return err
+	}
+	return s.serve(ctx, listener, stderr)
+}
+
+func newLogger(format string, w io.Writer) (*slog.Logger, error) {
+	switch format {
+	case "text":
+		return slog.New(slog.NewTextHandler(w, nil)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, nil)), nil
+	}
+	return nil, fmt.Errorf("-log: %q is neither text nor json", format)
+}
+
+// lockData makes sure that one chatd serves a directory: another would not see
+// the first one's messages come. The lock is SQLite's own, so that it is the
+// same on every system and gone with the process.
+func lockData(dir string) (unlock func() error, err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	db, err := sql.Open("sqlite", "file:"+filepath.Join(dir, "lock.db")+"?_txlock=exclusive")
+	if err != nil {
+		return nil, err
+	}
+	if _, err := db.Begin(); err != nil {
+		db.Close()
+		return nil, fmt.Errorf("another chatd serves %s (%w)", dir, err)
+	}
+	return db.Close, nil
+}
+
+func newServer(c config, store *Store, hub *Hub, log *slog.Logger) (*server, error) {
+	s := &server{
+		store: store, hub: hub, log: log, guests: c.guests,
+		socketOrigins: http.NewCrossOriginProtection(),
+		hashSlots:     make(chan struct{}, runtime.NumCPU()),
+		logins:        newThrottle(loginBurst, loginPerSecond),
+		posts:         newThrottle(burstSeconds*c.rate, c.rate),
+		typing:        newThrottle(burstSeconds, 1),
+	}
+	public, err := url.Parse(c.url)
+	if err != nil || c.url != "" && (public.Host == "" || public.Scheme != "http" && public.Scheme != "https") {
+		return nil, fmt.Errorf("-url: %q is not like https://chat.example.org/path", c.url)
+	}
+	s.public = strings.TrimSuffix(c.url, "/")
+	s.base, s.secure = strings.TrimSuffix(public.Path, "/"), public.Scheme == "https"
+	for network := range splitList(c.trust) {
+		p, err := netip.ParsePrefix(network)
+		if err != nil {
+			return nil, fmt.Errorf("-trust: %w", err)
+		}
+		s.trusted = append(s.trusted, p)
+	}
+	for origin := range splitList(c.origins) {
+		if err := s.socketOrigins.AddTrustedOrigin(origin); err != nil {
+			return nil, fmt.Errorf("-origins: %w", err)
+		}
+	}
+	has, err := store.HasAdmin(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	if !has {
+		s.setUpToken = rand.Text()
+	}
+	return s, s.loadPages()
+}
+
+func splitList(list string) func(yield func(string) bool) {
+	return func(yield func(string) bool) {
+		for item := range strings.SplitSeq(list, ",") {
+			if item = strings.TrimSpace(item); item != "" && !yield(item) {
+				return
+			}
+		}
+	}
+}
+
+// serve answers on listener until ctx is done, and then lets pages under way finish.
+func (s *server) serve(ctx context.Context, listener net.Listener, stderr io.Writer) error {
+	srv := &http.Server{
+		Handler:           s.routes(),
+		ReadHeaderTimeout: headerWait,
+		ReadTimeout:       bodyWait,
+		WriteTimeout:      bodyWait,
+		IdleTimeout:       keepAlive,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+	}
+	serving := make(chan error, 1)
+	go func() { serving <- srv.Serve(listener) }()
+	s.log.Info("listening", "addr", listener.Addr().String())
+	if s.setUpToken != "" {
+		fmt.Fprintf(stderr, "\nNobody looks after this chatd yet. To set it up, open\n\n    %s/setup?token=%s\n\n", s.publicURL(listener.Addr()), s.setUpToken)
+	}
+	select {
+	case err := <-serving:
+		return err
+	case <-ctx.Done():
+		s.log.Info("stopping", "cause", context.Cause(ctx))
+	}
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), pagesWait)
+	defer cancel()
+	if err := srv.Shutdown(grace); err != nil {
+		s.log.Warn("requests cut off", "err", err)
+		srv.Close()
+	}
+	<-serving
+	return nil
+}
+
+// publicURL is where people find this chatd.
+func (s *server) publicURL(listening net.Addr) string {
+	if s.public != "" {
+		return s.public
+	}
+	host, port, err := net.SplitHostPort(listening.String())
+	if ip := net.ParseIP(host); err == nil && (ip.IsUnspecified() || ip.IsLoopback()) {
+		host = "localhost"
+	}
+	return "http://" + net.JoinHostPort(host, port)
+}
+
+// user is `chatd user`: it works on the database, whether or not chatd runs.
+func user(args []string, stdin *os.File, stdout io.Writer) error {
+	flags := flag.NewFlagSet("chatd user", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	data := flags.String("data", "./data", "")
+	admin := flags.Bool("admin", false, "")
+	var words []string // flags may stand anywhere
+	for len(args) > 0 {
+		if err := flags.Parse(args); err != nil {
+			return err
+		}
+		if args = flags.Args(); len(args) > 0 {
+			words, args = append(words, args[0]), args[1:]
+		}
+	}
+	if len(words) != 2 || words[0] != "add" && words[0] != "passwd" {
+		return errors.New("say chatd user add NAME or chatd user passwd NAME")
+	}
+	name, err := userName(words[1])
+	if err != nil {
+		return fmt.Errorf("%q cannot be a user's name", words[1])
+	}
+	password, made, err := readPassword(stdin)
+	if err != nil {
+		return err
+	}
+	store, err := OpenStore(*data, func([]Event) {})
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	if words[0] == "passwd" {
+		var u User
+		if u, _, err = store.UserByName(context.Background(), name); err == nil {
+			err = store.SetPassword(u, hashPassword(password), nil)
+		}
+	} else {
+		role := RoleMember
+		if *admin {
+			role = RoleAdmin
+		}
+		_, err = store.CreateUser(name, role, hashPassword(password))
+	}
+	if err != nil {
+		return fmt.Errorf("user %s: %w", name, err)
+	}
+	if made {
+		fmt.Fprintf(stdout, "The password of %s is %s\n", name, password)
+	}
+	return nil
+}
+
+// readPassword reads a line, or makes a password up when nobody has prepared one.
+func readPassword(stdin *os.File) (password string, made bool, err error) {
+	info, err := stdin.Stat()
+	if err != nil || info.Mode()&os.ModeCharDevice != 0 {
+		return rand.Text()[:16], true, nil
+	}
+	password, err = bufio.NewReader(stdin).ReadString('\n')
+	if err != nil && err != io.EOF {
+		return "", false, err
+	}
+	password = strings.TrimRight(password, "\r\n")
+	if checkPassword(password) != nil {
+		return "", false, fmt.Errorf("a password has %d characters or more", minPassword)
+	}
+	return password, false, nil
+}

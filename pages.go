@@ -1,0 +1,229 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"html/template"
+	"io/fs"
+	"mime"
+	"net/http"
+	"path"
+	"strings"
+	"time"
+)
+
+const (
+	languageCookie = "lang"
+	fallback       = "en"
+)
+
+// page is what the templates get.
+type page struct {
+	Lang   string
+	Me     *User // nil: nobody is signed in
+	Guests bool  // visitors without an account may come in
+	Error  string
+	Notice string
+	Next   string            // where to go after signing in
+	Path   string            // this page
+	Form   map[string]string // what was typed
+	Status int
+
+	Rooms  []RoomState
+	Online []string
+
+	Room     string
+	Messages []messageRow // oldest first
+	Older    int64        // 0, or the before= of the next page
+	Newest   bool         // the page ends with the newest message
+	CID      string
+	Client   *clientData
+}
+
+// messageRow is a message in room.html.
+type messageRow struct {
+	ID       int64
+	Username string
+	Guest    bool
+	Own      bool
+	Message  string
+	Time     time.Time
+	Edited   bool
+	Deleted  bool
+	ReplyTo  int64
+}
+
+// clientData is what chatd.js begins with.
+type clientData struct {
+	Base     string            `json:"base"`
+	Lang     string            `json:"lang"`
+	Username string            `json:"username"`
+	Guest    bool              `json:"guest"`
+	Room     string            `json:"room"`
+	Cursor   int64             `json:"cursor"`
+	Newest   bool              `json:"newest"`
+	Older    int64             `json:"older"`
+	Limit    int               `json:"limit"` // bytes of a message
+	Words    map[string]string `json:"words"`
+}
+
+// render fills in what every page has. The page is complete before the first
+// byte is sent, so that an error can still become a 500.
+func (s *server) render(w http.ResponseWriter, r *http.Request, v visitor, status int, file string, p page) error {
+	p.Lang, p.Guests, p.Path, p.Status = language(r), s.guests, r.URL.RequestURI(), status
+	if r.Method != http.MethodGet {
+		p.Path = "/chat/"
+	}
+	if v.ID != 0 {
+		p.Me = &v.User
+		rooms, err := s.store.RoomStates(r.Context(), v.User)
+		if err != nil && file != "error.html" {
+			return err
+		}
+		p.Rooms, p.Online = rooms, s.hub.Online()
+	}
+	var b bytes.Buffer
+	if err := s.pages[p.Lang][file].Execute(&b, p); err != nil {
+		s.log.Error("render", "file", file, "err", err)
+		http.Error(w, s.words[p.Lang].text("error.internal"), http.StatusInternalServerError)
+		return nil
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.WriteHeader(status)
+	w.Write(b.Bytes())
+	return nil
+}
+
+// loadPages reads templates, catalogues and assets out of the binary.
+func (s *server) loadPages() error {
+	s.words = make(map[string]catalogue)
+	s.assets = make(map[string]asset)
+	s.pages = make(map[string]map[string]*template.Template)
+	for _, name := range []string{"chatd.css", "chatd.js", "icon.svg"} {
+		content, err := files.ReadFile("templates/" + name)
+		if err != nil {
+			return err
+		}
+		hash := sha256.Sum256(content)
+		s.assets[name] = asset{content, hex.EncodeToString(hash[:8]), mime.TypeByExtension(path.Ext(name))}
+	}
+	names, err := fs.Glob(files, "templates/*.html")
+	if err != nil {
+		return err
+	}
+	for _, lang := range []string{"en", "zh"} {
+		content, err := files.ReadFile("templates/" + lang + ".json")
+		if err != nil {
+			return err
+		}
+		var words catalogue
+		if err := json.Unmarshal(content, &words); err != nil {
+			return fmt.Errorf("%s.json: %w", lang, err)
+		}
+		s.words[lang] = words
+		s.pages[lang] = make(map[string]*template.Template)
+		for _, name := range names {
+			t, err := template.New("base.html").Funcs(s.functions(words)).ParseFS(files, "templates/base.html", name)
+			if err != nil {
+				return err
+			}
+			s.pages[lang][path.Base(name)] = t
+		}
+	}
+	return nil
+}
+
+// functions are what templates may call.
+func (s *server) functions(words catalogue) template.FuncMap {
+	return template.FuncMap{
+		"t":       words.text,
+		"url":     func(path string) string { return s.base + path },
+		"asset":   func(name string) string { return s.base + "/static/" + name + "?v=" + s.assets[name].version },
+		"roomURL": func(name string) string { return s.base + roomPath(name) },
+		"clock":   func(t time.Time) string { return t.Local().Format("15:04") },
+		"stamp":   timestamp,
+		"hue":     hue,
+		"json": func(v any) (string, error) {
+			b, err := json.Marshal(v)
+			return string(b), err
+		},
+	}
+}
+
+// hue is the colour of a name, 0 to 11. chatd.js computes the same.
+func hue(name string) int {
+	var h uint32
+	for _, b := range []byte(name) {
+		h = h*31 + uint32(b)
+	}
+	return int(h % 12)
+}
+
+// catalogue holds the words of one language.
+type catalogue map[string]string
+
+// text returns the words of a key, with {0}, {1}… replaced.
+func (c catalogue) text(key string, args ...any) string {
+	text, ok := c[key]
+	if !ok {
+		return key
+	}
+	for i, arg := range args {
+		text = strings.ReplaceAll(text, fmt.Sprintf("{%d}", i), fmt.Sprint(arg))
+	}
+	return text
+}
+
+// client returns the words that chatd.js needs.
+func (c catalogue) client() map[string]string {
+	words := make(map[string]string)
+	for key, text := range c {
+		if key, ok := strings.CutPrefix(key, "client."); ok {
+			words[key] = text
+		}
+	}
+	return words
+}
+
+// language is the one that the visitor chose, else the first in Accept-Language
+// that we have.
+func language(r *http.Request) string {
+	if c, err := r.Cookie(languageCookie); err == nil && (c.Value == "en" || c.Value == "zh") {
+		return c.Value
+	}
+	for tag := range strings.SplitSeq(r.Header.Get("Accept-Language"), ",") {
+		switch tag = strings.ToLower(strings.TrimSpace(tag)); {
+		case strings.HasPrefix(tag, "zh"):
+			return "zh"
+		case strings.HasPrefix(tag, "en"):
+			return "en"
+		}
+	}
+	return fallback
+}
+
+// asset is a file that pages refer to by version, so that it can be cached for ever.
+type asset struct {
+	content     []byte
+	version     string
+	contentType string
+}
+
+func (s *server) handleAsset(w http.ResponseWriter, r *http.Request, _ visitor) error {
+	a, ok := s.assets[r.PathValue("file")]
+	if !ok {
+		return ErrNotFound
+	}
+	h := w.Header()
+	h.Set("Content-Type", a.contentType)
+	h.Set("ETag", `"`+a.version+`"`)
+	h.Set("Cache-Control", "no-cache")
+	if r.FormValue("v") == a.version {
+		h.Set("Cache-Control", "public, max-age=31536000, immutable")
+	}
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(a.content))
+	return nil
+}

@@ -1,0 +1,65 @@
+-- The newest schema. A new database gets this file; an older one gets the steps
+-- in migrations (store.go), and ends with the same schema.
+-- Times are Unix milliseconds. Names are compared by their key, which has no case.
+
+CREATE TABLE users (
+  id       INTEGER PRIMARY KEY,
+  name     TEXT NOT NULL,        -- as it is shown
+  key      TEXT NOT NULL UNIQUE,
+  role     TEXT NOT NULL CHECK (role IN ('admin', 'member', 'guest')),
+  password TEXT,                 -- Django's encoding, algorithm$iterations$salt$hash; guests have none
+  joined   INTEGER NOT NULL,
+  first_id INTEGER NOT NULL      -- newest log id at that time; what is older never counts as unread
+) STRICT;
+
+CREATE TABLE sessions (
+  hash BLOB PRIMARY KEY,         -- SHA-256 of the cookie's token; the token itself is kept nowhere
+  user INTEGER NOT NULL REFERENCES users ON DELETE CASCADE,
+  seen INTEGER NOT NULL          -- last used, to within a day
+) STRICT, WITHOUT ROWID;
+CREATE INDEX sessions_by_user ON sessions (user);
+
+CREATE TABLE rooms (
+  id      INTEGER PRIMARY KEY,
+  name    TEXT NOT NULL,
+  key     TEXT NOT NULL UNIQUE,
+  creator INTEGER NOT NULL REFERENCES users,
+  created INTEGER NOT NULL
+) STRICT;
+
+-- Everything that happens in rooms, in one order. A client's knowledge is one
+-- number, the greatest id that it has seen.
+CREATE TABLE log (
+  id     INTEGER PRIMARY KEY AUTOINCREMENT, -- the order, and the cursor: never given twice
+  kind   TEXT NOT NULL CHECK (kind IN ('message', 'edit', 'delete', 'react', 'unreact')),
+  room   INTEGER NOT NULL REFERENCES rooms,
+  author INTEGER NOT NULL REFERENCES users,
+  cid    TEXT CHECK (octet_length(cid) BETWEEN 1 AND 64), -- the client's own id, so that a retry is known
+  time   INTEGER NOT NULL,
+  target INTEGER,                -- the message edited, deleted, reacted to; or, in a message, replied to
+  body   TEXT CHECK (octet_length(body) BETWEEN 1 AND 8192), -- text or emoji; NULL once deleted
+  former TEXT,                   -- edit: the text before
+  edited INTEGER                 -- message: when body was last changed
+) STRICT;
+-- Clients' ids grow with time, so cid first keeps inserts at the index's end.
+CREATE UNIQUE INDEX log_retry ON log (cid, author) WHERE cid IS NOT NULL;
+-- Within a room the index is in id order, as every SQLite index ends in the rowid.
+CREATE INDEX log_by_room ON log (room);
+-- What a deletion has to blank besides the message.
+CREATE INDEX log_edits ON log (target) WHERE kind = 'edit';
+
+-- Who reacts how to which message now; the log says when it came about.
+CREATE TABLE reactions (
+  message INTEGER NOT NULL REFERENCES log,
+  emoji   TEXT NOT NULL CHECK (octet_length(emoji) BETWEEN 1 AND 64),
+  author  INTEGER NOT NULL REFERENCES users,
+  PRIMARY KEY (message, emoji, author)
+) STRICT, WITHOUT ROWID;
+
+-- How far each user has read each room.
+CREATE TABLE reads (
+  user         INTEGER NOT NULL REFERENCES users,
+  room         INTEGER NOT NULL REFERENCES rooms,
+  last_read_id INTEGER NOT NULL,
+  PRIMARY KEY (user, room)
+) STRICT, WITHOUT ROWID;

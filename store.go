@@ -1,0 +1,348 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	_ "embed"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	"modernc.org/sqlite"
+)
+
+var (
+	ErrClosed    = errors.New("store is closed")
+	ErrNotFound  = errors.New("not found")
+	ErrForbidden = errors.New("not allowed")
+	ErrTaken     = errors.New("name is taken")
+	ErrStorage   = errors.New("not stored") // disk full, I/O error: try again later
+)
+
+const (
+	maxBatch  = 512  // events in one transaction
+	queueSize = 1024 // events that wait for one; with 8 KiB messages 8 MiB
+	lockWait  = 5000 // ms that we wait for another process, such as `chatd user add`
+)
+
+//go:embed schema.sql
+var schema string
+
+// migrations[i] takes a database from user_version i+1 to i+2. A step that has
+// shipped is never edited.
+var migrations []string
+
+// Store keeps everything in one SQLite file.
+//
+// One goroutine writes: it takes whatever is queued into one transaction,
+// commits (which ends in an fsync), publishes the events in the order of their
+// ids, and only then answers the callers. So what anybody has seen is on disk,
+// and all see the same order.
+type Store struct {
+	write, read *sql.DB
+	publish     func([]Event)
+
+	mu     sync.RWMutex // guards closed, and queue against being closed
+	closed bool
+	queue  chan *job     // closed by Close
+	done   chan struct{} // closed when commitLoop has returned
+
+	roomsMu sync.RWMutex
+	rooms   map[string]Room // by key; rooms are never deleted
+}
+
+// A job is one caller's part of a transaction.
+type job struct {
+	event Event
+	apply func(*writer, *Event) error
+	err   error
+	done  func(Event, error)
+}
+
+// OpenStore opens, or creates, the database in the directory dir and starts its
+// writer. It calls publish after each commit with the events that it brought,
+// always from the same goroutine and in the order of their ids.
+//
+// publish is the channel layer: in one process it is Hub.Publish. A second node
+// would pass a func that sends to a bus, and feed its own hub from there; what a
+// bus loses is still on disk, and found there by Since.
+func OpenStore(dir string, publish func([]Event)) (*Store, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(dir, "chatd.db")
+	dsn := fmt.Sprintf("file:%s?_pragma=busy_timeout(%d)&_pragma=journal_mode(WAL)&_pragma=foreign_keys(1)", path, lockWait)
+	write, err := sql.Open("sqlite", dsn+"&_pragma=synchronous(FULL)&_txlock=immediate")
+	if err != nil {
+		return nil, err
+	}
+	write.SetMaxOpenConns(1)
+	if err := migrate(write, path, migrations); err != nil {
+		write.Close()
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	read, err := sql.Open("sqlite", dsn+"&_pragma=query_only(1)")
+	if err != nil {
+		write.Close()
+		return nil, err
+	}
+	read.SetMaxOpenConns(runtime.GOMAXPROCS(0))
+	read.SetMaxIdleConns(runtime.GOMAXPROCS(0))
+	s := &Store{
+		write:   write,
+		read:    read,
+		publish: publish,
+		queue:   make(chan *job, queueSize),
+		done:    make(chan struct{}),
+		rooms:   make(map[string]Room),
+	}
+	w, err := newWriter(write)
+	if err == nil {
+		err = s.loadRooms()
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), read.Close(), write.Close())
+	}
+	go s.commitLoop(w)
+	return s, nil
+}
+
+// migrate brings the database to version len(steps)+1, all or nothing. It keeps
+// a copy of the file as it was before.
+func migrate(db *sql.DB, path string, steps []string) error {
+	var version int
+	if err := db.QueryRow("PRAGMA user_version").Scan(&version); err != nil {
+		return err
+	}
+	newest := len(steps) + 1
+	if version == newest {
+		return nil
+	}
+	if version > newest {
+		return fmt.Errorf("the database has version %d, this chatd knows versions up to %d", version, newest)
+	}
+	if version == 0 {
+		steps = []string{schema}
+	} else {
+		if _, err := db.Exec("VACUUM INTO ?", fmt.Sprintf("%s.v%d", path, version)); err != nil {
+			return fmt.Errorf("keep a copy before migrating: %w", err)
+		}
+		steps = steps[version-1:]
+	}
+	tx, err := db.Begin()
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	for _, step := range append(steps, fmt.Sprintf("PRAGMA user_version = %d", newest)) {
+		if _, err := tx.Exec(step); err != nil {
+			return fmt.Errorf("migrate from version %d: %w", version, err)
+		}
+	}
+	return tx.Commit()
+}
+
+// Close commits and publishes what is queued, then closes the database.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	close(s.queue)
+	s.mu.Unlock()
+	<-s.done
+	return errors.Join(s.read.Close(), s.write.Close())
+}
+
+// Append queues e, of a kind that the log keeps, for the next commit.
+//
+//  1. It waits only while the queue is full. The error is ErrClosed, and then
+//     done is not called, or nil, and then done is called exactly once.
+//  2. done gets the event as it is in the log, after commit and publish, or the
+//     reason why it is not there. It runs on the writer's goroutine and must not block.
+//  3. Events of one caller keep their order.
+//  4. An event whose CID its author has used before is not stored again: done
+//     gets the first one, with Again set, and nothing is published.
+func (s *Store) Append(e Event, done func(Event, error)) error {
+	apply, ok := appliers[e.Kind]
+	if !ok {
+		return fmt.Errorf("append: %q is not an event that is kept", e.Kind)
+	}
+	return s.enqueue(&job{event: e, apply: apply, done: done})
+}
+
+// AppendWait is Append for callers that have nothing else to do meanwhile.
+func (s *Store) AppendWait(e Event) (Event, error) {
+	type result struct {
+		e   Event
+		err error
+	}
+	answer := make(chan result, 1)
+	if err := s.Append(e, func(e Event, err error) { answer <- result{e, err} }); err != nil {
+		return Event{}, err
+	}
+	r := <-answer // always comes: Append's promise 1
+	return r.e, r.err
+}
+
+// update runs f in the writer's next transaction and waits for the commit.
+// When f fails, what it did is undone.
+func (s *Store) update(f func(*writer) error) error {
+	answer := make(chan error, 1)
+	err := s.enqueue(&job{
+		apply: func(w *writer, _ *Event) error { return f(w) },
+		done:  func(_ Event, err error) { answer <- err },
+	})
+	if err != nil {
+		return err
+	}
+	return <-answer
+}
+
+func (s *Store) enqueue(j *job) error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.closed {
+		return ErrClosed
+	}
+	s.queue <- j
+	return nil
+}
+
+// commitLoop turns whatever is queued into one transaction, again and again.
+// There is no timer: a batch is what came while the last one was written.
+func (s *Store) commitLoop(w *writer) {
+	defer close(s.done)
+	var batch []*job
+	var events []Event
+	for j := range s.queue {
+		batch = append(batch[:0], j)
+		for len(batch) < maxBatch && len(s.queue) > 0 {
+			batch = append(batch, <-s.queue)
+		}
+		if err := w.commit(batch); err != nil {
+			for _, j := range batch {
+				j.err = fmt.Errorf("%w: %w", ErrStorage, err)
+			}
+		}
+		events = events[:0]
+		for _, j := range batch {
+			if j.err == nil && j.event.Kind != "" && !j.event.Again {
+				events = append(events, j.event)
+			}
+		}
+		if len(events) > 0 {
+			s.remember(events)
+			s.publish(events)
+		}
+		for _, j := range batch {
+			j.done(j.event, j.err)
+		}
+		clear(batch) // let go of the messages
+		clear(events)
+	}
+}
+
+// remember puts new rooms where EnterRoom looks first.
+func (s *Store) remember(events []Event) {
+	for _, e := range events {
+		if e.Kind == KindRoom {
+			s.roomsMu.Lock()
+			s.rooms[foldName(e.Room.Name)] = e.Room
+			s.roomsMu.Unlock()
+		}
+	}
+}
+
+// writer is the one connection that writes. Only commitLoop uses it.
+type writer struct {
+	conn   *sql.Conn
+	insert *sql.Stmt // the statement of every message, worth preparing
+	now    time.Time // of the running transaction
+}
+
+func newWriter(db *sql.DB) (*writer, error) {
+	conn, err := db.Conn(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	insert, err := conn.PrepareContext(context.Background(), `
+		INSERT INTO log (kind, room, author, cid, time, target, body, former) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+		ON CONFLICT (cid, author) WHERE cid IS NOT NULL DO NOTHING`)
+	if err != nil {
+		return nil, err
+	}
+	return &writer{conn: conn, insert: insert}, nil
+}
+
+// commit applies the jobs in one transaction. A job that breaks a rule fails
+// alone and has its err set; an error that is returned is everybody's.
+func (w *writer) commit(batch []*job) error {
+	w.now = time.Now().UTC().Truncate(time.Millisecond)
+	if err := w.exec("BEGIN IMMEDIATE"); err != nil {
+		return err
+	}
+	for _, j := range batch {
+		j.err = w.run(j)
+		if j.err != nil && !isOwnFault(j.err) {
+			// Disk full, I/O error: SQLite may have rolled back already.
+			w.exec("ROLLBACK")
+			return j.err
+		}
+	}
+	if err := w.exec("COMMIT"); err != nil {
+		w.exec("ROLLBACK")
+		return err
+	}
+	return nil
+}
+
+// run applies one job. A message is a single statement, which SQLite undoes by
+// itself; what may take several is wrapped.
+func (w *writer) run(j *job) error {
+	j.event.Time = w.now
+	if j.event.Kind == KindMessage {
+		return j.apply(w, &j.event)
+	}
+	if err := w.exec("SAVEPOINT job"); err != nil {
+		return err
+	}
+	err := j.apply(w, &j.event)
+	if err != nil {
+		if !isOwnFault(err) {
+			return err
+		}
+		if err := w.exec("ROLLBACK TO job"); err != nil {
+			return err
+		}
+	}
+	return cmp.Or(w.exec("RELEASE job"), err)
+}
+
+// isOwnFault tells an error that concerns one job from one of the database.
+func isOwnFault(err error) bool {
+	const constraint, tooBig = 19, 18 // SQLite's primary result codes
+	if e, ok := errors.AsType[*sqlite.Error](err); ok {
+		code := e.Code() & 0xff
+		return code == constraint || code == tooBig
+	}
+	return errors.Is(err, ErrNotFound) || errors.Is(err, ErrForbidden) || errors.Is(err, ErrTaken)
+}
+
+// exec and queryRow take no context: a transaction is never given up half-way,
+// and a context that can end costs half as much again per row.
+func (w *writer) exec(query string, args ...any) error {
+	_, err := w.conn.ExecContext(context.Background(), query, args...)
+	return err
+}
+
+func (w *writer) queryRow(query string, args ...any) *sql.Row {
+	return w.conn.QueryRowContext(context.Background(), query, args...)
+}

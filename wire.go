@@ -1,0 +1,298 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Limits of what a client may send.
+const (
+	maxMessage  = 8 << 10  // bytes of a message's text
+	maxFrame    = 64 << 10 // bytes of a WebSocket message
+	maxCID      = 64
+	maxEmoji    = 64 // bytes; families of emoji are long
+	maxRoomName = 64 // characters
+	maxUserName = 32
+)
+
+// problem is an error whose reason the user is told, in words of the catalogue:
+// the key is "error." and the code.
+type problem struct {
+	status int
+	code   string
+	args   []any
+}
+
+func (p *problem) Error() string { return p.code }
+
+func refuse(status int, code string, args ...any) error { return &problem{status, code, args} }
+
+// problemOf finds what to tell the user about an error. Anything unexpected is
+// "internal" here, and its text is for the log only.
+func problemOf(err error) *problem {
+	if p, ok := errors.AsType[*problem](err); ok {
+		return p
+	}
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return &problem{404, "not_found", nil}
+	case errors.Is(err, ErrForbidden):
+		return &problem{403, "forbidden", nil}
+	case errors.Is(err, ErrTaken):
+		return &problem{409, "name_taken", nil}
+	case errors.Is(err, ErrClosed), errors.Is(err, errHubClosed):
+		return &problem{503, "busy", nil}
+	case errors.Is(err, ErrStorage):
+		return &problem{503, "storage", nil}
+	}
+	return &problem{500, "internal", nil}
+}
+
+// A dialect is what one kind of socket speaks: how events look in it, and how
+// it is told that something it sent was refused.
+type dialect struct {
+	encode func(Event) []byte // nil: this dialect does not show the event
+	refuse func(p *problem, sentence, cid string) []byte
+}
+
+// frames returns events as WebSocket frames, one after the other.
+func (d *dialect) frames(events []Event) []byte {
+	var frames []byte
+	for _, e := range events {
+		if payload := d.encode(e); payload != nil {
+			frames = appendFrame(frames, opText, payload)
+		}
+	}
+	return frames
+}
+
+var (
+	// dialectV1 is chatd.v1, the one that shows everything.
+	dialectV1 = &dialect{encode: func(e Event) []byte { return encodeJSON(newEventFrame(e)) }, refuse: refuseJSON}
+
+	// dialectChat is the tutorials' /ws/chat/{room}/: messages and nothing else.
+	dialectChat = &dialect{encode: messagesOnly(func(e Event) []byte {
+		return encodeJSON(chatFrame{e.Body, e.Author.Name, e.ID, e.Room.Name, timestamp(e.Time)})
+	}), refuse: refuseJSON}
+
+	// dialectPlain is the tutorials' /ws/{group}/: the text itself.
+	dialectPlain = &dialect{
+		encode: messagesOnly(func(e Event) []byte { return []byte(e.Body) }),
+		refuse: func(p *problem, sentence, _ string) []byte { return []byte("[" + p.code + "] " + sentence) },
+	}
+
+	// dialectList is the tutorials' /chat/: lists of messages.
+	dialectList = &dialect{encode: messagesOnly(func(e Event) []byte { return encodeList([]Event{e}) }), refuse: refuseJSON}
+
+	// dialectPush is the tutorials' /ws/push/{room}: what is pushed to the room,
+	// which chat messages are not.
+	dialectPush = &dialect{encode: func(Event) []byte { return nil }, refuse: refuseJSON}
+)
+
+func messagesOnly(encode func(Event) []byte) func(Event) []byte {
+	return func(e Event) []byte {
+		if e.Kind != KindMessage || e.Deleted {
+			return nil
+		}
+		return encode(e)
+	}
+}
+
+// eventFrame is an event in chatd.v1.
+type eventFrame struct {
+	Type     string `json:"type"`
+	ID       int64  `json:"id,omitempty"` // the cursor; in "read", the newest message read
+	Target   int64  `json:"target,omitempty"`
+	Room     string `json:"room,omitempty"`
+	Username string `json:"username,omitempty"`
+	Guest    bool   `json:"guest,omitempty"`
+	Message  string `json:"message,omitempty"`
+	Emoji    string `json:"emoji,omitempty"`
+	On       *bool  `json:"on,omitempty"`
+	Time     string `json:"time,omitempty"`
+	CID      string `json:"cid,omitempty"`
+	ReplyTo  int64  `json:"reply_to,omitempty"`
+	Edited   bool   `json:"edited,omitempty"`
+	Deleted  bool   `json:"deleted,omitempty"`
+}
+
+func newEventFrame(e Event) eventFrame {
+	f := eventFrame{
+		Type: string(e.Kind), ID: e.ID, Target: e.Target, Room: e.Room.Name, Username: e.Author.Name,
+		Guest: e.Author.Role == RoleGuest, Time: timestamp(e.Time), CID: e.CID,
+	}
+	switch e.Kind {
+	case KindMessage:
+		f.Message, f.Edited, f.Deleted = e.Body, e.Edited, e.Deleted
+		f.Target, f.ReplyTo = 0, e.Target
+	case KindEdit:
+		f.Message = e.Body
+	case KindReact, KindUnreact:
+		on := e.Kind == KindReact
+		f.Type, f.Emoji, f.On = "react", e.Body, &on
+	case KindRead:
+		f = eventFrame{Type: f.Type, ID: e.Target, Room: f.Room}
+	case KindRoom, KindTyping:
+		f = eventFrame{Type: f.Type, Room: f.Room, Username: f.Username}
+	}
+	return f
+}
+
+// timestamp is how times go over the wire: UTC, always with milliseconds.
+func timestamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }
+
+type welcomeFrame struct {
+	Type     string      `json:"type"` // welcome
+	Username string      `json:"username"`
+	ID       int64       `json:"id"` // newest event there is
+	Rooms    []roomFrame `json:"rooms"`
+	Online   []string    `json:"online"`
+}
+
+type roomFrame struct {
+	Room     string `json:"room"`
+	LastRead int64  `json:"last_read_id"`
+	Unread   int    `json:"unread"`
+}
+
+type presenceFrame struct {
+	Type    string   `json:"type"` // presence
+	Online  []string `json:"online,omitempty"`
+	Offline []string `json:"offline,omitempty"`
+}
+
+type problemFrame struct {
+	Type  string `json:"type"` // error
+	Code  string `json:"code"`
+	CID   string `json:"cid,omitempty"`
+	Error string `json:"error"`
+}
+
+func refuseJSON(p *problem, sentence, cid string) []byte {
+	return encodeJSON(problemFrame{"error", p.code, cid, sentence})
+}
+
+type chatFrame struct {
+	Message  string `json:"message"`
+	Username string `json:"username"`
+	ID       int64  `json:"id"`
+	Room     string `json:"room"`
+	Time     string `json:"time"`
+}
+
+type listFrame struct {
+	Command  string      `json:"command"` // messages
+	Messages []listEntry `json:"messages"`
+}
+
+type listEntry struct {
+	User      string `json:"user"`
+	Content   string `json:"content"`
+	Timestamp string `json:"timestamp"`
+}
+
+func encodeList(events []Event) []byte {
+	f := listFrame{"messages", []listEntry{}}
+	for _, e := range events {
+		f.Messages = append(f.Messages, listEntry{e.Author.Name, e.Body, timestamp(e.Time)})
+	}
+	return encodeJSON(f)
+}
+
+// encodeJSON leaves < > & as they are: frames are never part of a page. It is
+// for our own types, which cannot fail.
+func encodeJSON(v any) []byte {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		panic(fmt.Sprintf("encode %T: %v", v, err))
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
+}
+
+// clientFrame is what clients send, in chatd.v1 and in the tutorials' formats.
+type clientFrame struct {
+	Type     string `json:"type"`
+	Since    *int64 `json:"since"`
+	Room     string `json:"room"`
+	CID      string `json:"cid"`
+	Message  string `json:"message"`
+	ReplyTo  int64  `json:"reply_to"`
+	ID       int64  `json:"id"`
+	Emoji    string `json:"emoji"`
+	On       *bool  `json:"on"`
+	Username string `json:"username"`
+}
+
+// decodeFrame keeps what it could read even when it fails, so that the refusal
+// can name the cid.
+func decodeFrame(msg []byte) (f clientFrame, err error) {
+	err = json.Unmarshal(msg, &f)
+	if _, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		return f, refuse(400, "bad_frame")
+	}
+	if err != nil {
+		return f, refuse(400, "bad_json")
+	}
+	if len(f.CID) > maxCID {
+		f.CID = ""
+		return f, refuse(400, "bad_cid", maxCID)
+	}
+	return f, nil
+}
+
+// checkMessage returns the problem of a text, if it has one.
+func checkMessage(text string) error {
+	switch {
+	case strings.TrimSpace(text) == "":
+		return refuse(400, "empty")
+	case len(text) > maxMessage:
+		return refuse(413, "too_long", maxMessage)
+	}
+	return nil
+}
+
+// roomName and userName return a name in the form in which it is kept, or the
+// rule that it breaks.
+func roomName(s string) (string, error) { return cleanName(s, maxRoomName, "bad_room") }
+func userName(s string) (string, error) { return cleanName(s, maxUserName, "bad_user") }
+
+// cleanName accepts letters, their marks and digits of any script, single
+// spaces, and -_. of which a name cannot consist.
+func cleanName(s string, limit int, code string) (string, error) {
+	name := strings.Join(strings.Fields(s), " ")
+	speaks := false
+	for _, r := range name {
+		switch {
+		case unicode.Is(unicode.Other_Default_Ignorable_Code_Point, r): // some letters are invisible
+			return "", refuse(400, code, limit)
+		case unicode.IsLetter(r) || unicode.IsDigit(r):
+			speaks = true
+		case !unicode.IsMark(r) && !strings.ContainsRune(" -_.", r):
+			return "", refuse(400, code, limit)
+		}
+	}
+	if !speaks || !utf8.ValidString(s) || utf8.RuneCountInString(name) > limit {
+		return "", refuse(400, code, limit)
+	}
+	return name, nil
+}
+
+// foldName is the key by which names are compared: names that differ only in
+// case (Unicode's simple folding) have the same one.
+func foldName(s string) string {
+	return strings.Map(func(r rune) rune {
+		least := r
+		for o := unicode.SimpleFold(r); o != r; o = unicode.SimpleFold(o) {
+			least = min(least, o)
+		}
+		return least
+	}, s)
+}
