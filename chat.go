@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"math"
 	"net/http"
 	"time"
 )
@@ -37,15 +38,24 @@ func (s *server) checkSocket(w http.ResponseWriter, r *http.Request, v visitor) 
 }
 
 // socket upgrades a request that checkSocket has passed, and runs talk with the
-// member that it becomes.
-func (s *server) socket(w http.ResponseWriter, r *http.Request, v visitor, m *member, talk func(*member)) error {
+// member that it becomes. Its outbox is held. With live, it is in its room before
+// the handshake is answered, so that a client that has the answer misses nothing.
+func (s *server) socket(w http.ResponseWriter, r *http.Request, v visitor, m *member, live bool, talk func(*member)) error {
 	conn, err := upgrade(w, r, protocolV1, maxFrame)
 	if err != nil {
 		return err
 	}
 	m.Conn, m.user, m.session = conn, v.User, v.session
-	m.language, m.address = language(r), s.clientAddress(r)
+	m.language, m.address = language(r), r.RemoteAddr
+	m.hold()
 	err = s.hub.Serve(m, func() {
+		if live {
+			var err error
+			if m.from, err = s.hub.Join(m); err != nil {
+				conn.conn.Close()
+				return
+			}
+		}
 		conn.serve(func() {
 			talk(m)
 			m.asks.Wait() // so that what it sent comes back to it, while the store is there
@@ -89,8 +99,8 @@ func (s *server) refuse(m *member, err error, cid string) {
 	m.push(appendFrame(nil, opText, m.dialect.refuse(p, s.sentence(m.language, p), cid)))
 }
 
-// join puts m into its room. With replay, m gets every event after m.from, once
-// each and in order:
+// join puts m, which has seen everything up to m.from, into its room. It gets
+// every later event, once each and in order:
 //
 //  1. What is in the store is fed to it, until a page is not full.
 //  2. Hub.Join returns last. What is published later waits in the outbox, which is held.
@@ -98,29 +108,24 @@ func (s *server) refuse(m *member, err error, cid string) {
 //  4. The outbox is released.
 //
 // However long 1 takes, only what is said between 2 and 4 has to wait in memory.
-func (s *server) join(m *member, replay bool) error {
-	m.hold()
+func (s *server) join(m *member) error {
 	defer m.release()
-	var err error
-	cursor := m.from
-	if replay {
-		if cursor, err = s.replay(m, cursor, 1<<62); err != nil {
-			return err
-		}
+	cursor, err := s.replay(m, m.from, math.MaxInt64)
+	if err != nil {
+		return err
 	}
 	last, err := s.hub.Join(m)
 	if err != nil {
 		return err
 	}
-	if replay {
-		_, err = s.replay(m, cursor, last)
-	} else {
-		m.from = last
-	}
-	if err == nil && m.dialect == dialectV1 {
-		m.feed(appendFrame(nil, opText, encodeJSON(eventFrame{Type: "caught_up", ID: last})))
+	if _, err = s.replay(m, cursor, last); err == nil && m.dialect == dialectV1 {
+		m.feed(caughtUp(last))
 	}
 	return err
+}
+
+func caughtUp(last int64) []byte {
+	return appendFrame(nil, opText, encodeJSON(caughtUpFrame{"caught_up", last}))
 }
 
 // joined ends a socket that could not join. It reports whether it could.
@@ -188,10 +193,11 @@ func (s *server) ask(m *member, e Event, done func(Event)) error {
 	return err
 }
 
-// throttleKey is the user, or the address of a visitor whose name is only said.
+// throttleKey is the user, or the socket of a visitor whose name is only said:
+// many people may share an address.
 func (m *member) throttleKey() string {
 	if m.user.ID == 0 {
-		return "address " + m.address
+		return "socket " + m.address
 	}
 	return "user " + m.user.Name
 }
@@ -204,10 +210,11 @@ func (s *server) handleV1(w http.ResponseWriter, r *http.Request, v visitor) err
 	if v.ID == 0 {
 		return refuse(http.StatusUnauthorized, "sign_in")
 	}
-	return s.socket(w, r, v, &member{dialect: dialectV1, room: followsRooms}, s.talkV1)
+	return s.socket(w, r, v, &member{dialect: dialectV1, room: followsRooms}, false, s.talkV1)
 }
 
 func (s *server) talkV1(m *member) {
+	m.release()
 	m.conn.SetReadDeadline(time.Now().Add(helloWait))
 	if s.hub.ending() { // and has set a deadline that this one replaced
 		return
@@ -236,12 +243,23 @@ func (s *server) hello(m *member, since *int64) {
 	f, err := s.welcome(m)
 	if err == nil {
 		m.feed(appendFrame(nil, opText, encodeJSON(f)))
-		if since != nil {
+		if since == nil {
+			err = s.joinLive(m)
+		} else {
 			m.from = *since
+			err = s.join(m)
 		}
-		err = s.join(m, since != nil)
 	}
 	s.joined(m, err)
+}
+
+// joinLive is join for a client that wants no replay.
+func (s *server) joinLive(m *member) (err error) {
+	defer m.release()
+	if m.from, err = s.hub.Join(m); err == nil {
+		m.feed(caughtUp(m.from))
+	}
+	return err
 }
 
 func (s *server) welcome(m *member) (f welcomeFrame, err error) {
@@ -317,8 +335,10 @@ func (s *server) roomSocket(d *dialect, parse func([]byte) (clientFrame, error))
 			return err
 		}
 		m := &member{dialect: d, room: room.ID, from: since}
-		return s.socket(w, r, v, m, func(m *member) {
-			if !s.joined(m, s.join(m, replay)) {
+		return s.socket(w, r, v, m, !replay, func(m *member) {
+			if !replay {
+				m.release()
+			} else if !s.joined(m, s.join(m)) {
 				return
 			}
 			s.listen(m, func(text []byte) (string, error) {
@@ -383,8 +403,8 @@ func (s *server) handleList(w http.ResponseWriter, r *http.Request, v visitor) e
 	if err != nil {
 		return err
 	}
-	return s.socket(w, r, v, &member{dialect: dialectList, room: room.ID}, func(m *member) {
-		if !s.joined(m, s.joinList(m)) {
+	return s.socket(w, r, v, &member{dialect: dialectList, room: room.ID}, true, func(m *member) {
+		if !s.joined(m, s.beginList(m)) {
 			return
 		}
 		s.listen(m, func(text []byte) (string, error) {
@@ -397,16 +417,10 @@ func (s *server) handleList(w http.ResponseWriter, r *http.Request, v visitor) e
 	})
 }
 
-// joinList begins with the newest messages instead of a replay.
-func (s *server) joinList(m *member) error {
-	m.hold()
+// beginList begins with the newest messages instead of a replay.
+func (s *server) beginList(m *member) error {
 	defer m.release()
-	last, err := s.hub.Join(m)
-	if err != nil {
-		return err
-	}
-	m.from = last
-	page, _, err := s.store.Page(context.Background(), m.room, last+1, listLength)
+	page, _, err := s.store.Page(context.Background(), m.room, m.from+1, listLength)
 	if err == nil {
 		m.feed(appendFrame(nil, opText, encodeList(page)))
 	}

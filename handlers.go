@@ -405,9 +405,9 @@ func (s *server) enter(r *http.Request, v visitor, room string) (Room, error) {
 	if room, err := s.store.Room(name); !errors.Is(err, ErrNotFound) {
 		return room, err
 	}
-	key, creator := "user "+v.Name, v.User
+	key, creator := "rooms of user "+v.Name, v.User
 	if v.ID == 0 {
-		key = "address " + s.clientAddress(r)
+		key = "rooms of address " + s.clientAddress(r)
 		if creator, err = s.store.SpeakingGuest(r.Context(), anonymousGuest); err != nil {
 			return Room{}, err
 		}

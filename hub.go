@@ -84,7 +84,10 @@ func (o *outbox) abandon() {
 	if !o.closing {
 		o.pending, o.closing = nil, true
 	}
-	o.take()
+	if o.older != nil {
+		o.older = nil
+		close(o.taken)
+	}
 }
 
 // hold keeps what is pushed back until release, so that feed goes first.
@@ -191,7 +194,7 @@ type member struct {
 
 	guest    User           // the name that a visitor without a session spoke under last
 	language string         // of the sentences that it is told
-	address  string         // of the visitor, for throttles
+	address  string         // of the peer, with the port
 	asks     sync.WaitGroup // events that it has sent to the store and has no answer for
 
 	place int // index in its room; -1: in none

@@ -141,7 +141,11 @@ func (w *writer) target(id int64) (Event, error) {
 
 // append adds e to the log and gives it its id, or finds what an earlier try added.
 func (w *writer) append(e *Event, former string) error {
-	r, err := w.insert.Exec(string(e.Kind), e.Room.ID, e.Author.ID, orNull(e.CID), e.Time.UnixMilli(), orNull(e.Target), orNull(e.Body), orNull(former))
+	var body any
+	if e.Kind != KindDelete { // else an empty text breaks the table's rule
+		body = e.Body
+	}
+	r, err := w.insert.Exec(string(e.Kind), e.Room.ID, e.Author.ID, orNull(e.CID), e.Time.UnixMilli(), orNull(e.Target), body, orNull(former))
 	if err != nil {
 		return err
 	}
@@ -228,12 +232,14 @@ func (s *Store) events(ctx context.Context, where string, args ...any) ([]Event,
 }
 
 // Since returns up to limit events after the cursor, in their order, of one room
-// or, with room 0, of all. Messages come with the text that they have now.
+// or, with room 0, of all. Messages come with the text that they have now; edits
+// of what is deleted by now are left out.
 func (s *Store) Since(ctx context.Context, room, cursor int64, limit int) ([]Event, error) {
+	const rest = "l.id > ? AND (l.kind != 'edit' OR l.body IS NOT NULL) ORDER BY l.id LIMIT ?"
 	if room == 0 {
-		return s.events(ctx, "WHERE l.id > ? ORDER BY l.id LIMIT ?", cursor, limit)
+		return s.events(ctx, "WHERE "+rest, cursor, limit)
 	}
-	return s.events(ctx, "WHERE l.room = ? AND l.id > ? ORDER BY l.id LIMIT ?", room, cursor, limit)
+	return s.events(ctx, "WHERE l.room = ? AND "+rest, room, cursor, limit)
 }
 
 // Page returns the newest messages of a room with ids below before, oldest first,

@@ -129,7 +129,7 @@ func migrate(db *sql.DB, path string, steps []string) error {
 	if version == 0 {
 		steps = []string{schema}
 	} else {
-		if _, err := db.Exec("VACUUM INTO ?", fmt.Sprintf("%s.v%d", path, version)); err != nil {
+		if err := keepCopy(db, fmt.Sprintf("%s.v%d", path, version)); err != nil {
 			return fmt.Errorf("keep a copy before migrating: %w", err)
 		}
 		steps = steps[version-1:]
@@ -145,6 +145,18 @@ func migrate(db *sql.DB, path string, steps []string) error {
 		}
 	}
 	return tx.Commit()
+}
+
+// keepCopy writes the database to a file, which is there whole or not at all.
+func keepCopy(db *sql.DB, path string) error {
+	part := path + ".part"
+	if err := os.Remove(part); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if _, err := db.Exec("VACUUM INTO ?", part); err != nil {
+		return err
+	}
+	return os.Rename(part, path)
 }
 
 // Close commits and publishes what is queued, then closes the database.
@@ -220,6 +232,7 @@ func (s *Store) enqueue(j *job) error {
 // There is no timer: a batch is what came while the last one was written.
 func (s *Store) commitLoop(w *writer) {
 	defer close(s.done)
+	defer w.conn.Close()
 	var batch []*job
 	var events []Event
 	for j := range s.queue {

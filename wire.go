@@ -161,6 +161,11 @@ type roomFrame struct {
 	Unread   int    `json:"unread"`
 }
 
+type caughtUpFrame struct {
+	Type string `json:"type"` // caught_up
+	ID   int64  `json:"id"`   // everything up to here has been sent
+}
+
 type presenceFrame struct {
 	Type    string   `json:"type"` // presence
 	Online  []string `json:"online,omitempty"`

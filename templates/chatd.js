@@ -73,9 +73,7 @@ function makeButton(label, action) {
 }
 
 // A live region speaks when its text is set, even to the same words.
-function setText(node, words) {
-  if (node.textContent !== words) node.textContent = words;
-}
+function setText(node, words) { if (node.textContent !== words) node.textContent = words; }
 
 // The server colours names by the same sum.
 const hue = name => new TextEncoder().encode(name).reduce((h, byte) => (h * 31 + byte) % 4294967296, 0) % 12;
@@ -172,7 +170,7 @@ const rows = new Map(); // id → li
 const pending = new Map(); // cid → li, refused ones too; they stand after all rows with an id
 let older = client?.older, loading = false;
 let stuck = true; // the reader was at the end when last seen to scroll
-let unseen = 0;
+let shownHeight = 0, unseen = 0;
 
 const atEnd = () => list.scrollHeight - list.scrollTop - list.clientHeight <= nearEnd;
 const staying = () => net.live ? atEnd() : stuck; // measuring for each row of a replay would be slow
@@ -393,7 +391,14 @@ function adoptRows() {
   if (client.newest) outbox.all().filter(e => e.room === client.room).forEach(showPending);
 }
 
+// The composer grew, or a keyboard came up.
+function onResize() {
+  shownHeight = list.clientHeight;
+  if (stuck) toEnd();
+}
+
 function onScroll() {
+  if (list.clientHeight !== shownHeight) return; // resized, and not yet back at the end
   stuck = atEnd();
   if (stuck && client.newest) showUnseen(0);
   if (list.scrollTop < nearStart) loadOlder();
@@ -691,8 +696,10 @@ function countBytes(message) {
 }
 
 function onInput() {
+  const { scrollTop } = list;
   text.style.height = "auto"; // or it would never shrink
   text.style.height = `${text.scrollHeight + text.offsetHeight - text.clientHeight}px`;
+  list.scrollTop = scrollTop; // the log was higher for a moment, which moves a reader who is near its end
   countBytes(text.value);
   clearTimeout(draftTimer);
   draftTimer = setTimeout(saveDraft, draftDelay);
@@ -815,7 +822,7 @@ function startRoom() {
   list.addEventListener("scroll", onScroll, { passive: true });
   list.querySelector(".older a").addEventListener("click", e => { e.preventDefault(); loading = false; loadOlder(); });
   if (client.newest) newer.addEventListener("click", () => { trim(); toEnd(); text.focus(); });
-  new ResizeObserver(() => { if (stuck) toEnd(); }).observe(list); // the composer grew, or a keyboard came up
+  new ResizeObserver(onResize).observe(list);
   addEventListener("online", () => wake(true));
   addEventListener("offline", () => { if (net.socket) lose(); });
   addEventListener("pageshow", e => { if (e.persisted) wake(true); });

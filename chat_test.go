@@ -1,0 +1,350 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+var update = flag.Bool("update", false, "rewrite testdata/*.chat with what the server said")
+
+// TestTranscripts replays the conversations in testdata/*.chat. Lines with > are
+// what a client does; lines with < are all that the clients got because of it.
+//
+//	server> -guests          begins the file: flags
+//	server> wait 1s          lets time pass
+//	server> restart          stops the server and starts it on the same data
+//	ann> open /ws            opens a socket, signed in as ann; names that begin with "someone" are not signed in
+//	ann> binary 00ff         sends a binary message
+//	ann> close               sends a Close frame and hangs up
+//	ann> …                   sends a text message
+func TestTranscripts(t *testing.T) {
+	names, err := filepath.Glob("testdata/*.chat")
+	if err != nil || len(names) == 0 {
+		t.Fatalf("no transcripts: %v", err)
+	}
+	for _, name := range names {
+		t.Run(filepath.Base(name), func(t *testing.T) {
+			script, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			dir := t.TempDir()
+			var got string
+			synctest.Test(t, func(t *testing.T) { got = perform(t, dir, string(script)) })
+			if *update {
+				if err := os.WriteFile(name, []byte(got), 0o666); err != nil {
+					t.Fatal(err)
+				}
+			} else if got != string(script) {
+				t.Errorf("%s went otherwise (-update accepts it). Now:\n%s", name, got)
+			}
+		})
+	}
+}
+
+func perform(t *testing.T, dir, script string) string {
+	stage := &stage{t: t, dir: dir, peers: make(map[string]*peer)}
+	var out strings.Builder
+	for line := range strings.Lines(script) {
+		who, what, acts := strings.Cut(strings.TrimSuffix(line, "\n"), "> ")
+		if strings.HasPrefix(line, "#") || line == "\n" {
+			out.WriteString(line)
+			continue
+		}
+		if !acts || strings.Contains(who, "<") {
+			continue // what was expected; it is written anew below
+		}
+		out.WriteString(line)
+		if stage.server == nil {
+			stage.server = newTestServer(t, dir, strings.Contains(line, "-guests"))
+			if who == "server" {
+				continue
+			}
+		}
+		stage.act(who, what)
+		synctest.Wait() // all that can happen has happened
+		for _, name := range stage.names {
+			for _, heard := range stage.peers[name].takeHeard() {
+				fmt.Fprintf(&out, "%s< %s\n", name, heard)
+			}
+		}
+	}
+	stage.server.close()
+	return out.String()
+}
+
+type stage struct {
+	t      *testing.T
+	dir    string
+	server *testServer
+	peers  map[string]*peer
+	names  []string // in order of appearance
+}
+
+func (s *stage) act(who, what string) {
+	s.t.Helper()
+	verb, arg, _ := strings.Cut(what, " ")
+	p := s.peers[who]
+	switch {
+	case who == "server" && verb == "wait":
+		d, err := time.ParseDuration(arg)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		time.Sleep(d)
+	case who == "server" && verb == "restart":
+		guests := s.server.guests
+		s.server.close()
+		s.server = newTestServer(s.t, s.dir, guests)
+	case verb == "open":
+		cookie := ""
+		if !strings.HasPrefix(who, "someone") {
+			cookie = s.server.session(who)
+		}
+		if p == nil {
+			s.names = append(s.names, who)
+		}
+		p = s.server.dial(arg, cookie)
+		s.peers[who] = p
+		go p.listen()
+	case p == nil:
+		s.t.Fatalf("%s has no socket for %q", who, what)
+	case verb == "close":
+		p.send(opClose, binary.BigEndian.AppendUint16(nil, 1000))
+	case verb == "binary":
+		p.send(opBinary, []byte(arg))
+	default:
+		p.send(opText, []byte(what))
+	}
+}
+
+// testServer is chatd behind a listener in memory, so that it runs in a synctest
+// bubble: real HTTP, real WebSocket frames, real SQLite, and time for free.
+type testServer struct {
+	*server
+	t        *testing.T
+	http     *http.Server
+	listener *memoryListener
+	closed   bool
+}
+
+func newTestServer(t *testing.T, dir string, guests bool) *testServer {
+	t.Helper()
+	var hub *Hub
+	store, err := OpenStore(dir, func(events []Event) { hub.Publish(events) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	last, err := store.LastID(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	hub = NewHub(last)
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	s, err := newServer(config{guests: guests, rate: 5, trust: "127.0.0.0/8"}, store, hub, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ts := &testServer{server: s, t: t, listener: &memoryListener{conns: make(chan net.Conn), done: make(chan struct{})}}
+	ts.http = &http.Server{Handler: s.routes(), ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
+	go ts.http.Serve(ts.listener)
+	t.Cleanup(ts.close)
+	return ts
+}
+
+// close takes everything down in the order of serve.
+func (s *testServer) close() {
+	if s.closed {
+		return
+	}
+	s.closed = true
+	s.http.Close()
+	s.hub.Close()
+	if err := s.store.Close(); err != nil {
+		s.t.Error(err)
+	}
+}
+
+// user returns the member of that name, who is made if need be.
+func (s *testServer) user(name string) User {
+	s.t.Helper()
+	u, _, err := s.store.UserByName(s.t.Context(), name)
+	if err != nil {
+		u, err = s.store.CreateUser(name, RoleMember, "")
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return u
+}
+
+// session signs a member in and returns the cookie.
+func (s *testServer) session(name string) string {
+	s.t.Helper()
+	token := "token-of-" + name
+	hash := hashToken(token)
+	if _, err := s.store.SessionUser(s.t.Context(), hash); err != nil {
+		if err := s.store.CreateSession(s.user(name), hash); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	return sessionCookie + "=" + token
+}
+
+func (s *testServer) dial(path, cookie string) *peer {
+	s.t.Helper()
+	p := &peer{t: s.t, conn: s.listener.dial()}
+	p.handshake(path, "Cookie: "+cookie)
+	return p
+}
+
+type memoryListener struct {
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+}
+
+func (l *memoryListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *memoryListener) Close() error   { l.once.Do(func() { close(l.done) }); return nil }
+func (l *memoryListener) Addr() net.Addr { return &net.TCPAddr{} }
+func (l *memoryListener) dial() net.Conn { a, b := net.Pipe(); l.conns <- a; return b }
+
+// peer is a WebSocket client that can say anything, also what is forbidden.
+type peer struct {
+	t    *testing.T
+	conn net.Conn
+	br   *bufio.Reader
+	res  *http.Response
+
+	mu    sync.Mutex
+	heard []string
+}
+
+// handshake asks for an upgrade; res tells what came of it.
+func (p *peer) handshake(path string, headers ...string) {
+	p.t.Helper()
+	p.t.Cleanup(func() { p.conn.Close() })
+	request := "GET " + strings.ReplaceAll(path, " ", "%20") + " HTTP/1.1\r\nHost: chat.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" +
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+	for _, h := range headers {
+		request += h + "\r\n"
+	}
+	request += "\r\n"
+	if _, err := io.WriteString(p.conn, request); err != nil {
+		p.t.Fatal(err)
+	}
+	p.br = bufio.NewReader(p.conn)
+	var err error
+	if p.res, err = http.ReadResponse(p.br, nil); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+func (p *peer) send(opcode byte, payload []byte) { p.write(maskedFrame(0x80|opcode, payload)) }
+
+func (p *peer) write(b []byte) {
+	p.t.Helper()
+	if _, err := p.conn.Write(b); err != nil {
+		p.t.Errorf("write: %v", err)
+	}
+}
+
+// maskedFrame is a client's frame in its shortest form (RFC 6455 §5.2).
+func maskedFrame(first byte, payload []byte) []byte {
+	f := appendFrame(nil, 0, payload)
+	header := f[:len(f)-len(payload)]
+	header[0] = first
+	header[1] |= 0x80
+	mask := []byte{1, 2, 3, 4}
+	f = append(bytes.Clone(header), mask...)
+	for i, b := range payload {
+		f = append(f, b^mask[i%4])
+	}
+	return f
+}
+
+// next reads one frame.
+func (p *peer) next() (opcode byte, payload []byte, err error) {
+	var h [2]byte
+	if _, err := io.ReadFull(p.br, h[:]); err != nil {
+		return 0, nil, err
+	}
+	size := uint64(h[1])
+	switch size {
+	case 126:
+		var n [2]byte
+		_, err = io.ReadFull(p.br, n[:])
+		size = uint64(binary.BigEndian.Uint16(n[:]))
+	case 127:
+		var n [8]byte
+		_, err = io.ReadFull(p.br, n[:])
+		size = binary.BigEndian.Uint64(n[:])
+	}
+	if err != nil {
+		return 0, nil, err
+	}
+	payload = make([]byte, size)
+	_, err = io.ReadFull(p.br, payload)
+	return h[0] & 0x0f, payload, err
+}
+
+// listen writes down what comes, until the end.
+func (p *peer) listen() {
+	if p.res.StatusCode != http.StatusSwitchingProtocols {
+		body, _ := io.ReadAll(p.res.Body)
+		p.note("refused %d %s", p.res.StatusCode, bytes.TrimSpace(body))
+		return
+	}
+	for {
+		opcode, payload, err := p.next()
+		switch {
+		case err != nil:
+			p.note("hung up")
+			return
+		case opcode == opText:
+			p.note("%s", payload)
+		case opcode == opClose && len(payload) >= 2:
+			p.note("closed %d", binary.BigEndian.Uint16(payload))
+		case opcode == opPing:
+			p.send(opPong, payload)
+		default:
+			p.note("opcode %d %q", opcode, payload)
+		}
+	}
+}
+
+func (p *peer) note(format string, args ...any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.heard = append(p.heard, fmt.Sprintf(format, args...))
+}
+
+func (p *peer) takeHeard() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	heard := p.heard
+	p.heard = nil
+	return heard
+}
