@@ -246,20 +246,22 @@ type peer struct {
 func (p *peer) handshake(path string, headers ...string) {
 	p.t.Helper()
 	p.t.Cleanup(func() { p.conn.Close() })
-	request := "GET " + strings.ReplaceAll(path, " ", "%20") + " HTTP/1.1\r\nHost: chat.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" +
-		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-	for _, h := range headers {
-		request += h + "\r\n"
-	}
-	request += "\r\n"
-	if _, err := io.WriteString(p.conn, request); err != nil {
+	if err := p.tryHandshake(path, headers...); err != nil {
 		p.t.Fatal(err)
+	}
+}
+
+func (p *peer) tryHandshake(path string, headers ...string) (err error) {
+	lines := append([]string{
+		"GET " + strings.ReplaceAll(path, " ", "%20") + " HTTP/1.1", "Host: chat.test", "Connection: Upgrade", "Upgrade: websocket",
+		"Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+	}, headers...)
+	if _, err := io.WriteString(p.conn, strings.Join(lines, "\r\n")+"\r\n\r\n"); err != nil {
+		return err
 	}
 	p.br = bufio.NewReader(p.conn)
-	var err error
-	if p.res, err = http.ReadResponse(p.br, nil); err != nil {
-		p.t.Fatal(err)
-	}
+	p.res, err = http.ReadResponse(p.br, nil)
+	return err
 }
 
 func (p *peer) send(opcode byte, payload []byte) { p.write(maskedFrame(0x80|opcode, payload)) }

@@ -19,19 +19,28 @@ func (s *testServer) follow(name string, since int64) *peer {
 	return p
 }
 
+// nextText reads the next text message, and answers pings.
+func (p *peer) nextText() ([]byte, error) {
+	for {
+		switch opcode, payload, err := p.next(); {
+		case err != nil:
+			return nil, err
+		case opcode == opPing:
+			p.send(opPong, payload)
+		case opcode == opText:
+			return payload, nil
+		default:
+			return nil, fmt.Errorf("opcode %d %q", opcode, payload)
+		}
+	}
+}
+
 // nextEvent reads up to the next event that the log keeps.
 func (p *peer) nextEvent() (f eventFrame, err error) {
 	for {
-		opcode, payload, err := p.next()
+		payload, err := p.nextText()
 		if err != nil {
 			return f, err
-		}
-		if opcode == opPing {
-			p.send(opPong, payload)
-			continue
-		}
-		if opcode != opText {
-			return f, fmt.Errorf("opcode %d %q", opcode, payload)
 		}
 		f = eventFrame{}
 		if err := json.Unmarshal(payload, &f); err != nil {

@@ -67,7 +67,9 @@ func (d *daemon) start() {
 	if err := d.cmd.Start(); err != nil {
 		d.t.Fatal(err)
 	}
-	d.addr = d.await(listening)
+	if addr := d.await(listening); addr != d.addr {
+		d.addr = addr
+	}
 }
 
 // chatdCommand returns a command that runs chatd.
@@ -157,6 +159,18 @@ func (d *daemon) post(c *http.Client, path string, form url.Values) {
 	}
 }
 
+func (d *daemon) get(c *http.Client, path string) {
+	d.t.Helper()
+	r, err := c.Get(d.url(path))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	r.Body.Close()
+	if r.StatusCode != http.StatusOK {
+		d.t.Fatalf("GET %s: %s", path, r.Status)
+	}
+}
+
 func newBrowserlessClient() *http.Client {
 	jar, err := cookiejar.New(nil)
 	if err != nil {
@@ -237,15 +251,15 @@ func TestRun(t *testing.T) {
 // socket opens a WebSocket with the cookies of a client.
 func (d *daemon) socket(c *http.Client, path string) *peer {
 	d.t.Helper()
-	u, err := url.Parse(d.url("/"))
-	if err != nil {
-		d.t.Fatal(err)
+	return dialTCP(d.t, d.addr, path, "Cookie: "+d.cookies(c))
+}
+
+func (d *daemon) cookies(c *http.Client) string {
+	var pairs []string
+	for _, cookie := range c.Jar.Cookies(&url.URL{Scheme: "http", Host: d.addr}) {
+		pairs = append(pairs, cookie.String())
 	}
-	cookie := ""
-	for _, c := range c.Jar.Cookies(u) {
-		cookie += c.String() + "; "
-	}
-	return dialTCP(d.t, d.addr, path, "Cookie: "+cookie)
+	return strings.Join(pairs, "; ")
 }
 
 func TestCommands(t *testing.T) {
@@ -322,7 +336,7 @@ func TestBurst(t *testing.T) {
 		all.Go(func() {
 			seen := make(map[string]bool)
 			for len(seen) < people {
-				_, payload, err := p.next()
+				payload, err := p.nextText()
 				var f chatFrame
 				if err == nil {
 					err = json.Unmarshal(payload, &f)

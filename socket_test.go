@@ -142,7 +142,7 @@ func TestEagerClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := &peer{t: t, conn: conn}
-	p.handshake("/", "X: y\r\n\r\n"+string(maskedFrame(0x80|opText, []byte("early")))) // and a line end, that nobody reads
+	p.handshake("/", "X: y\r\n\r\n"+string(maskedFrame(0x80|opText, []byte("early")))) // and the empty line, which nobody reads
 	if _, payload, err := p.next(); err != nil || string(payload) != "early" {
 		t.Errorf("got %q, %v", payload, err)
 	}

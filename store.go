@@ -232,7 +232,7 @@ func (s *Store) enqueue(j *job) error {
 // There is no timer: a batch is what came while the last one was written.
 func (s *Store) commitLoop(w *writer) {
 	defer close(s.done)
-	defer w.conn.Close()
+	defer w.close()
 	var batch []*job
 	var events []Event
 	for j := range s.queue {
@@ -293,6 +293,13 @@ func newWriter(db *sql.DB) (*writer, error) {
 		return nil, err
 	}
 	return &writer{conn: conn, insert: insert}, nil
+}
+
+// close must come before that of the database: with a statement open SQLite would
+// leave its write-ahead log behind.
+func (w *writer) close() {
+	w.insert.Close()
+	w.conn.Close()
 }
 
 // commit applies the jobs in one transaction. A job that breaks a rule fails
