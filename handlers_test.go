@@ -395,7 +395,7 @@ func FuzzRoomName(f *testing.F) {
 // Every text exists in both languages, and is used.
 func TestCatalogues(t *testing.T) {
 	var en, zh catalogue
-	used := ""
+	var used strings.Builder
 	for name, into := range map[string]*catalogue{"en.json": &en, "zh.json": &zh} {
 		b, err := os.ReadFile("templates/" + name)
 		if err != nil {
@@ -421,7 +421,7 @@ func TestCatalogues(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		used += string(b)
+		used.WriteString(string(b))
 	}
 	placeholder := regexp.MustCompile(`\{\d\}`)
 	for key, text := range en {
@@ -429,7 +429,7 @@ func TestCatalogues(t *testing.T) {
 			t.Errorf("%s has other placeholders in zh: %q", key, zh[key])
 		}
 		short := strings.TrimPrefix(strings.TrimPrefix(key, "client."), "error.")
-		if !strings.Contains(used, `"`+short+`"`) && !strings.Contains(used, `"`+key+`"`) && !strings.Contains(used, "words."+short) {
+		if !strings.Contains(used.String(), `"`+short+`"`) && !strings.Contains(used.String(), `"`+key+`"`) && !strings.Contains(used.String(), "words."+short) {
 			t.Errorf("%s is not used", key)
 		}
 	}
@@ -438,7 +438,7 @@ func TestCatalogues(t *testing.T) {
 			t.Errorf("%s is missing in en", key)
 		}
 	}
-	for _, m := range regexp.MustCompile(`(?:refuse\([^,"]+, |problem\{\d+, )"(\w+)"|\{\{t "([\w.]+)"`).FindAllStringSubmatch(used, -1) {
+	for _, m := range regexp.MustCompile(`(?:refuse\([^,"]+, |problem\{\d+, )"(\w+)"|\{\{t "([\w.]+)"`).FindAllStringSubmatch(used.String(), -1) {
 		key := m[2]
 		if key == "" {
 			key = "error." + m[1]
