@@ -237,6 +237,14 @@ func (t *throttle) allow(key string) bool {
 	return ok
 }
 
+// check is allow, as an error.
+func (t *throttle) check(key string) error {
+	if !t.allow(key) {
+		return refuse(http.StatusTooManyRequests, "too_fast")
+	}
+	return nil
+}
+
 // shrink forgets the keys whose buckets are full again, or else any one.
 func (t *throttle) shrink(now time.Time) {
 	some := ""

@@ -165,9 +165,6 @@ func (s *server) replay(m *member, cursor, last int64) (int64, error) {
 // append sends an event to the store. The answer is the event itself, which
 // comes to m with all others of its room, or a refusal.
 func (s *server) append(m *member, e Event) error {
-	if !s.posts.allow(m.throttleKey()) {
-		return refuse(http.StatusTooManyRequests, "too_fast")
-	}
 	return s.ask(m, e, func(e Event) {
 		if e.Again && e.ID <= m.from { // it is not in what m gets
 			m.push(m.dialect.frames([]Event{e}))
@@ -305,6 +302,9 @@ func (s *server) onFrame(m *member, in clientFrame) error {
 		}
 	case "read":
 		e.Kind = KindRead
+		if err := s.posts.check("reads of " + m.throttleKey()); err != nil {
+			return err
+		}
 		return s.ask(m, e, func(Event) {})
 	case "typing":
 		if s.typing.allow(m.throttleKey()) {
@@ -314,6 +314,9 @@ func (s *server) onFrame(m *member, in clientFrame) error {
 		return nil
 	default:
 		return refuse(http.StatusBadRequest, "unknown_type")
+	}
+	if err := s.posts.check(m.throttleKey()); err != nil {
+		return err
 	}
 	return s.append(m, e)
 }
@@ -361,6 +364,9 @@ func parseNothing([]byte) (clientFrame, error) {
 // say appends a message of m, or of the guest that m says it is.
 func (s *server) say(m *member, room Room, in clientFrame) error {
 	if err := checkMessage(in.Message); err != nil {
+		return err
+	}
+	if err := s.posts.check(m.throttleKey()); err != nil {
 		return err
 	}
 	author := m.user

@@ -78,7 +78,7 @@ func (s *server) routes() http.Handler {
 	handle("GET /ws/push/{room}", s.roomSocket(dialectPush, parseNothing))
 	handle("GET /ws/{room}/{$}", s.roomSocket(dialectPlain, parsePlain))
 	handle("GET /room/{room}/{$}", s.roomSocket(dialectPlain, parsePlain))
-	handle("/", func(http.ResponseWriter, *http.Request, visitor) error { return ErrNotFound })
+	handle("GET /", func(http.ResponseWriter, *http.Request, visitor) error { return ErrNotFound })
 
 	protected := http.NewCrossOriginProtection()
 	protected.SetDenyHandler(s.handler(func(http.ResponseWriter, *http.Request, visitor) error {
@@ -412,8 +412,8 @@ func (s *server) enter(r *http.Request, v visitor, room string) (Room, error) {
 			return Room{}, err
 		}
 	}
-	if !s.posts.allow(key) {
-		return Room{}, refuse(http.StatusTooManyRequests, "too_fast")
+	if err := s.posts.check(key); err != nil {
+		return Room{}, err
 	}
 	return s.store.CreateRoom(name, creator)
 }
@@ -522,13 +522,13 @@ func (s *server) handlePost(w http.ResponseWriter, r *http.Request, v visitor) e
 }
 
 func (s *server) post(r *http.Request, v visitor, e Event) (Event, error) {
-	switch {
-	case len(e.CID) > maxCID:
+	if len(e.CID) > maxCID {
 		return e, refuse(http.StatusBadRequest, "bad_cid", maxCID)
-	case !s.posts.allow("user " + v.Name):
-		return e, refuse(http.StatusTooManyRequests, "too_fast")
 	}
 	if err := checkMessage(e.Body); err != nil {
+		return e, err
+	}
+	if err := s.posts.check("user " + v.Name); err != nil {
 		return e, err
 	}
 	return s.store.AppendWait(e)

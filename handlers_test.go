@@ -103,6 +103,8 @@ func TestPages(t *testing.T) {
 			{"language", "POST", "/language", "", "lang=zh&next=/chat/x/", "", 303, "/chat/x/", ""},
 			{"socket without upgrade", "GET", "/ws", ann, "", "", 426, "", ""},
 			{"socket from another site", "GET", "/ws", ann, "", "Origin: http://evil.test", 426, "", ""},
+			{"wrong method", "POST", "/ws", ann, "", "", 405, "", ""},
+			{"wrong method", "DELETE", "/chat/Lobby/", ann, "", "", 405, "", ""},
 			{"log out", "POST", "/logout", ann, "", "", 303, "/login/", ""},
 			{"logged out", "GET", "/chat/", ann, "", "", 303, "/login/?next=%2Fchat%2F", ""},
 		}
