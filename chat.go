@@ -41,32 +41,34 @@ func (s *server) checkSocket(w http.ResponseWriter, r *http.Request, v visitor) 
 // member that it becomes. Its outbox is held. With live, it is in its room before
 // the handshake is answered, so that a client that has the answer misses nothing.
 func (s *server) socket(w http.ResponseWriter, r *http.Request, v visitor, m *member, live bool, talk func(*member)) error {
-	conn, err := upgrade(w, r, protocolV1, maxFrame)
+	conn, err := hijack(w, maxFrame)
 	if err != nil {
 		return err
 	}
 	m.Conn, m.user, m.session = conn, v.User, v.session
 	m.language, m.address = language(r), r.RemoteAddr
 	m.hold()
-	err = s.hub.Serve(m, func() {
-		if live {
-			var err error
-			if m.from, err = s.hub.Join(m); err != nil {
-				conn.conn.Close()
-				return
-			}
-		}
-		conn.serve(func() {
-			talk(m)
-			m.asks.Wait() // so that what it sent comes back to it, while the store is there
-			if s.hub.ending() {
-				m.close(closeRestart, "")
-			}
-		})
-	})
-	if err != nil {
-		conn.conn.Close()
+	if err = s.hub.Add(m); err == nil && live {
+		m.from, err = s.hub.Join(m)
 	}
+	if err == nil {
+		err = conn.handshake(r, protocolV1)
+	}
+	if err != nil { // it is too late for an answer
+		conn.abandon()
+		conn.conn.Close()
+		s.hub.Remove(m)
+		return nil
+	}
+	go func() { // ends before Hub.Close does
+		defer s.hub.Remove(m)
+		talk(m)
+		m.asks.Wait() // so that what it sent comes back to it, while the store is there
+		if s.hub.ending() {
+			m.close(closeRestart, "")
+		}
+		conn.finish()
+	}()
 	return nil
 }
 

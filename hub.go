@@ -244,22 +244,30 @@ func NewHub(last int64) *Hub {
 	return h
 }
 
-// Serve runs talk on a goroutine of its own, for which Close waits. From then on
-// the sweeper looks after m's connection. It fails once the hub is closed.
-func (h *Hub) Serve(m *member, talk func()) error {
+// Add makes m known: from now on the sweeper looks after its connection, and
+// Close waits until Remove. It fails once the hub is closed.
+func (h *Hub) Add(m *member) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	m.place = -1
 	if h.closed {
 		return errHubClosed
 	}
-	m.place = -1
 	m.slot = len(h.members) % pingSlots
 	h.members[m] = struct{}{}
-	h.sockets.Go(func() {
-		defer h.remove(m)
-		talk()
-	})
+	h.sockets.Add(1)
 	return nil
+}
+
+// Remove undoes Add and Join, whether they succeeded or not.
+func (h *Hub) Remove(m *member) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, ok := h.members[m]; ok {
+		h.leave(m)
+		delete(h.members, m)
+		h.sockets.Done()
+	}
 }
 
 // Join puts m into its room and returns the id of the last event published
@@ -283,13 +291,6 @@ func (h *Hub) Join(m *member) (last int64, err error) {
 		h.news[m.user.ID] = struct{}{}
 	}
 	return h.last, nil
-}
-
-func (h *Hub) remove(m *member) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.leave(m)
-	delete(h.members, m)
 }
 
 // leave takes m out of its room. Leaving twice is harmless. The caller holds h.mu.

@@ -39,7 +39,7 @@ const (
 	closeRestart  = 1012
 	closeTryLater = 1013
 	maxControl    = 125 // longest payload of a control frame (§5.5)
-	smallBuffer   = 512 // for reading and writing; net/http's are 4 KiB each
+	readBuffer    = 512 // for reading and writing; net/http's are 4 KiB each
 	lingerWait    = time.Second
 	messageWait   = 30 * time.Second // from the first byte of a message to its last
 )
@@ -63,11 +63,8 @@ func protocolError(reason string) error { return &closeError{closeProtocol, reas
 type Conn struct {
 	outbox
 	br    *bufio.Reader
-	ws    *websocket.Conn // shares br; set by serve
+	ws    *websocket.Conn // shares br; set by handshake
 	limit int             // bytes of the longest message
-
-	key      string   // Sec-WebSocket-Key
-	protocol []string // the subprotocol chosen, or none
 
 	payload io.Reader // rest of the frame that was begun
 	torn    bool      // a read ended within a header: no frame can be found any more
@@ -76,10 +73,9 @@ type Conn struct {
 	began atomic.Int64 // ticks of the first frame of a message under way, else 0
 }
 
-// upgrade takes a connection whose request has passed checkHandshake over from
-// net/http. The answer, which chooses protocol if the client offers it, comes
-// with serve.
-func upgrade(w http.ResponseWriter, r *http.Request, protocol string, limit int) (*Conn, error) {
+// hijack takes the connection of a request that has passed checkHandshake over
+// from net/http. Its answer comes with handshake.
+func hijack(w http.ResponseWriter, limit int) (*Conn, error) {
 	raw, rw, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		return nil, err
@@ -93,13 +89,46 @@ func upgrade(w http.ResponseWriter, r *http.Request, protocol string, limit int)
 		}
 		in = io.MultiReader(bytes.NewReader(bytes.Clone(early)), raw)
 	}
-	c := &Conn{outbox: outbox{conn: raw}, br: bufio.NewReaderSize(in, smallBuffer), limit: limit}
+	c := &Conn{outbox: outbox{conn: raw}, br: bufio.NewReaderSize(in, readBuffer), limit: limit}
 	c.heard.Store(ticks())
-	c.key = r.Header.Get("Sec-Websocket-Key")
-	if hasToken(r.Header, "Sec-Websocket-Protocol", protocol) {
-		c.protocol = []string{protocol}
-	}
 	return c, nil
+}
+
+// handshake answers r, and chooses protocol if the client offers it.
+//
+// x/net answers, and then has no more to do than to take frames apart. It thinks
+// that it owns the connection, and that its handler lasts as long: it gets a
+// stand-in for the connection, and a request with nothing but what it looks at.
+// So the caller is free to read on a goroutine that has never been deep in
+// net/http, with a stack and buffers that an idle connection can afford.
+func (c *Conn) handshake(r *http.Request, protocol string) error {
+	plain := &http.Request{Method: http.MethodGet, URL: new(url.URL), Host: "chatd", Header: http.Header{
+		"Connection":            {"Upgrade"},
+		"Upgrade":               {"websocket"},
+		"Sec-Websocket-Version": {"13"},
+		"Sec-Websocket-Key":     {r.Header.Get("Sec-Websocket-Key")},
+	}}
+	var chosen []string
+	if hasToken(r.Header, "Sec-Websocket-Protocol", protocol) {
+		chosen = []string{protocol}
+	}
+	var answer bytes.Buffer
+	websocket.Server{ // which keeps these two functions, so they must not know r
+		Handshake: func(config *websocket.Config, _ *http.Request) error {
+			config.Protocol = chosen
+			return nil
+		},
+		Handler: func(ws *websocket.Conn) { c.ws = ws },
+	}.ServeHTTP(&hijacked{rw: bufio.NewReadWriter(c.br, bufio.NewWriterSize(&answer, 16))}, plain)
+	_, err := c.conn.Write(answer.Bytes())
+	if err == nil && c.ws == nil {
+		err = fmt.Errorf("handshake: %q", answer.Bytes())
+	}
+	if c.ws != nil { // x/net keeps all this as long as the connection
+		*c.ws.Config() = websocket.Config{}
+	}
+	answer, *plain = bytes.Buffer{}, http.Request{}
+	return err
 }
 
 // wantsSocket reports whether a request asks for a WebSocket, well or badly.
@@ -142,44 +171,42 @@ func hasToken(h http.Header, name, token string) bool {
 	return false
 }
 
-// serve answers the handshake and runs talk. The connection is closed when serve
-// returns. It is meant to outlive the request's handler: net/http's goroutine and
-// buffers are then free, and x/net gets a request with no more than it looks at.
-func (c *Conn) serve(talk func()) {
-	header := http.Header{
-		"Connection":            {"Upgrade"},
-		"Upgrade":               {"websocket"},
-		"Sec-Websocket-Version": {"13"},
-		"Sec-Websocket-Key":     {c.key},
-	}
-	websocket.Server{
-		Handshake: func(config *websocket.Config, _ *http.Request) error {
-			config.Protocol = c.protocol
-			return nil
-		},
-		Handler: func(ws *websocket.Conn) {
-			c.ws = ws
-			talk()
-			c.finish()
-		},
-	}.ServeHTTP(
-		&hijacked{conn: c.conn, rw: bufio.NewReadWriter(c.br, bufio.NewWriterSize(c.conn, smallBuffer))},
-		&http.Request{Method: http.MethodGet, URL: &url.URL{Path: "/"}, Host: "chatd", Header: header})
-}
-
 // hijacked is the ResponseWriter of a connection that has been taken over.
 type hijacked struct {
 	http.ResponseWriter
-	conn net.Conn
-	rw   *bufio.ReadWriter
+	rw *bufio.ReadWriter
 }
 
-func (h *hijacked) Hijack() (net.Conn, *bufio.ReadWriter, error) { return h.conn, h.rw, nil }
+func (h *hijacked) Hijack() (net.Conn, *bufio.ReadWriter, error) { return notOwned{}, h.rw, nil }
+
+// notOwned is a connection that x/net may close as it likes.
+type notOwned struct{ net.Conn }
+
+func (notOwned) Close() error { return nil }
 
 // ReadMessage returns the next whole message. It answers control frames and ends
 // the conversation properly when the peer closes or breaks the protocol; after
 // an error only finish remains. A message that is cut off is never returned.
 func (c *Conn) ReadMessage() (opcode byte, msg []byte, err error) {
+	// An idle connection waits here, and its pongs go no further, so that its
+	// goroutine keeps the smallest stack. What is wrong comes up in readMessage.
+	for opcode == 0 && err == nil {
+		if head, _ := c.br.Peek(2); string(head) == emptyPong {
+			c.br.Discard(len(emptyPong) + 4)
+			c.heard.Store(ticks())
+			continue
+		}
+		opcode, msg, err = c.readMessage()
+	}
+	return opcode, msg, err
+}
+
+// emptyPong begins the answer to our pings; the mask follows.
+const emptyPong = "\x8a\x80"
+
+// readMessage is ReadMessage, but that it returns opcode 0 after a control frame
+// that stands alone.
+func (c *Conn) readMessage() (opcode byte, msg []byte, err error) {
 	defer c.began.Store(0)
 	known := 0 // bytes of a text that are whole characters
 	for {
@@ -195,7 +222,7 @@ func (c *Conn) ReadMessage() (opcode byte, msg []byte, err error) {
 				return 0, nil, c.end(err)
 			}
 			if opcode == 0 {
-				c.began.Store(0)
+				return 0, nil, nil
 			}
 			continue
 		}
@@ -204,7 +231,7 @@ func (c *Conn) ReadMessage() (opcode byte, msg []byte, err error) {
 		}
 		for left := int(h.size); left > 0; {
 			// Grow by what arrives, never by what a header claims.
-			msg = slices.Grow(msg, min(left, smallBuffer))
+			msg = slices.Grow(msg, min(left, readBuffer))
 			n, err := c.payload.Read(msg[len(msg):min(len(msg)+left, cap(msg))])
 			msg, left = msg[:len(msg)+n], left-n
 			if opcode == opText && !wholeRunes(msg, &known) {

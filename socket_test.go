@@ -201,14 +201,20 @@ func serveConn(t *testing.T, limit int, talk func(*Conn)) string {
 	}
 	var conns sync.WaitGroup
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		c, err := upgrade(w, r, "", limit)
+		c, err := hijack(w, limit)
+		if err == nil {
+			err = c.handshake(r, "")
+		}
 		if err != nil {
 			t.Error(err)
 			return
 		}
-		conns.Go(func() { c.serve(func() { talk(c) }) })
+		conns.Go(func() {
+			talk(c)
+			c.finish()
+		})
 	})}
-	go server.Serve(listener)
+	conns.Go(func() { server.Serve(listener) })
 	t.Cleanup(func() {
 		server.Close()
 		conns.Wait()
@@ -236,22 +242,24 @@ func FuzzReadMessage(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		const limit = 1000
 		server, client := net.Pipe()
-		c := &Conn{outbox: outbox{conn: server}, br: bufio.NewReader(server), limit: limit, key: "dGhlIHNhbXBsZSBub25jZQ=="}
+		c := &Conn{outbox: outbox{conn: server}, br: bufio.NewReader(server), limit: limit}
 		go io.Copy(io.Discard, client)
+		if err := c.handshake(&http.Request{Header: http.Header{"Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="}}}, ""); err != nil {
+			t.Fatal(err)
+		}
 		go func() {
 			client.Write(data)
 			client.Close()
 		}()
-		c.serve(func() {
-			for read := 0; ; {
-				opcode, msg, err := c.ReadMessage()
-				if err != nil {
-					return
-				}
-				if read += len(msg); len(msg) > limit || read > len(data) || opcode == opText && !utf8.Valid(msg) {
-					t.Errorf("opcode %d, %d bytes: %.100q", opcode, len(msg), msg)
-				}
+		defer c.finish()
+		for read := 0; ; {
+			opcode, msg, err := c.ReadMessage()
+			if err != nil {
+				return
 			}
-		})
+			if read += len(msg); len(msg) > limit || read > len(data) || opcode == opText && !utf8.Valid(msg) {
+				t.Errorf("opcode %d, %d bytes: %.100q", opcode, len(msg), msg)
+			}
+		}
 	})
 }
