@@ -31,8 +31,6 @@ func (s *server) checkSocket(w http.ResponseWriter, r *http.Request, v visitor) 
 		return refuse(http.StatusForbidden, "cross_origin")
 	case v.ID == 0 && !s.guests:
 		return refuse(http.StatusUnauthorized, "sign_in")
-	case s.hub.ending():
-		return errHubClosed
 	}
 	return nil
 }
@@ -41,12 +39,16 @@ func (s *server) checkSocket(w http.ResponseWriter, r *http.Request, v visitor) 
 // member that it becomes. Its outbox is held. With live, it is in its room before
 // the handshake is answered, so that a client that has the answer misses nothing.
 func (s *server) socket(w http.ResponseWriter, r *http.Request, v visitor, m *member, live bool, talk func(*member)) error {
-	conn, err := hijack(w, maxFrame)
-	if err != nil {
+	m.address, m.peer = s.clientAddress(r), r.RemoteAddr
+	if err := s.hub.Admit(m.address); err != nil {
 		return err
 	}
-	m.Conn, m.user, m.session = conn, v.User, v.session
-	m.language, m.address = language(r), r.RemoteAddr
+	conn, err := hijack(w, maxFrame)
+	if err != nil {
+		s.hub.Dismiss(m.address)
+		return err
+	}
+	m.Conn, m.user, m.session, m.language = conn, v.User, v.session, language(r)
 	m.hold()
 	if err = s.hub.Add(m); err == nil && live {
 		m.from, err = s.hub.Join(m)
@@ -58,10 +60,12 @@ func (s *server) socket(w http.ResponseWriter, r *http.Request, v visitor, m *me
 		conn.abandon()
 		conn.conn.Close()
 		s.hub.Remove(m)
+		s.hub.Dismiss(m.address)
 		return nil
 	}
 	go func() { // ends before Hub.Close does
 		defer s.hub.Remove(m)
+		defer s.hub.Dismiss(m.address)
 		talk(m)
 		m.asks.Wait() // so that what it sent comes back to it, while the store is there
 		if s.hub.ending() {
@@ -80,13 +84,12 @@ func (s *server) listen(m *member, receive func(text []byte) (cid string, err er
 		if err != nil {
 			return
 		}
-		cid := ""
 		if opcode == opBinary {
-			err = refuse(http.StatusBadRequest, "binary")
-		} else {
-			cid, err = receive(msg)
+			s.refuse(m, refuse(http.StatusUnsupportedMediaType, "binary"), "")
+			m.close(closeNotText, "text only")
+			continue // until the peer's Close
 		}
-		if err != nil {
+		if cid, err := receive(msg); err != nil {
 			s.refuse(m, err, cid)
 		}
 	}
@@ -196,7 +199,7 @@ func (s *server) ask(m *member, e Event, done func(Event)) error {
 // many people may share an address.
 func (m *member) throttleKey() string {
 	if m.user.ID == 0 {
-		return "socket " + m.address
+		return "socket " + m.peer
 	}
 	return "user " + m.user.Name
 }

@@ -153,14 +153,14 @@ func newTestServer(t *testing.T, dir string, guests bool) *testServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	hub = NewHub(last)
+	hub = NewHub(last, 0, 0)
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	s, err := newServer(config{guests: guests, rate: 5, trust: "127.0.0.0/8"}, store, hub, log)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ts := &testServer{server: s, t: t, listener: &memoryListener{conns: make(chan net.Conn), done: make(chan struct{})}}
-	ts.http = &http.Server{Handler: s.routes(), ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
+	ts.http = s.httpServer()
 	go ts.http.Serve(ts.listener)
 	t.Cleanup(ts.close)
 	return ts

@@ -28,6 +28,7 @@ const (
 // goroutine writes, and only while there is something to write.
 type outbox struct {
 	conn    net.Conn
+	most    int            // bytes that may be pending
 	writers sync.WaitGroup // drain, while it runs
 	writing atomic.Int64   // ticks since when a write has not returned, else 0
 
@@ -49,7 +50,7 @@ func (o *outbox) push(frames []byte) {
 	defer o.mu.Unlock()
 	switch {
 	case o.closing:
-	case o.size+len(frames) > outboxMost:
+	case o.size+len(frames) > o.most:
 		o.pending = nil
 		o.end(closeTryLater, "too slow")
 	default:
@@ -194,7 +195,8 @@ type member struct {
 
 	guest    User           // the name that a visitor without a session spoke under last
 	language string         // of the sentences that it is told
-	address  string         // of the peer, with the port
+	address  string         // of the visitor, as Admit counts it
+	peer     string         // of the connection, with its port
 	asks     sync.WaitGroup // events that it has sent to the store and has no answer for
 
 	place int // index in its room; -1: in none
@@ -211,37 +213,74 @@ type presence struct {
 
 var (
 	errHubClosed     = errors.New("hub is closed")
+	errFull          = errors.New("too many sockets")
+	errFullAddress   = errors.New("too many sockets from one address")
 	errSocketClosing = errors.New("socket is closing")
 )
 
 // Hub knows who is in which room. It is the local broadcaster: what Publish is
 // given reaches every socket of the room through its outbox.
 type Hub struct {
-	mu      sync.Mutex // guards everything below; nothing blocks under it
-	closed  bool
-	last    int64                // id of the newest event published
-	rooms   map[int64][]*member  // by room id, and followsRooms
-	users   map[int64]*presence  // by user id
-	members map[*member]struct{} // all of them, also those that are in no room yet
-	news    map[int64]struct{}   // users whose presence may have to be announced
-	sockets sync.WaitGroup       // one for each member
-	stop    chan struct{}        // ends sweepLoop; closed by Close
-	swept   chan struct{}        // closed when sweepLoop has returned
+	maxSockets, maxPerAddress int // 0: no limit
+
+	mu        sync.Mutex // guards everything below; nothing blocks under it
+	closed    bool
+	last      int64                // id of the newest event published
+	rooms     map[int64][]*member  // by room id, and followsRooms
+	users     map[int64]*presence  // by user id
+	members   map[*member]struct{} // all of them, also those that are in no room yet
+	news      map[int64]struct{}   // users whose presence may have to be announced
+	sockets   sync.WaitGroup       // one for each member
+	open      int                  // sockets admitted, in all and by address
+	addresses map[string]int
+	stop      chan struct{} // ends sweepLoop; closed by Close
+	swept     chan struct{} // closed when sweepLoop has returned
 }
 
-// NewHub returns a hub for a log whose newest event is last.
-func NewHub(last int64) *Hub {
+// NewHub returns a hub for a log whose newest event is last. The limits are those
+// of Admit.
+func NewHub(last int64, maxSockets, maxPerAddress int) *Hub {
 	h := &Hub{
-		last:    last,
-		rooms:   make(map[int64][]*member),
-		users:   make(map[int64]*presence),
-		members: make(map[*member]struct{}),
-		news:    make(map[int64]struct{}),
-		stop:    make(chan struct{}),
-		swept:   make(chan struct{}),
+		maxSockets:    maxSockets,
+		maxPerAddress: maxPerAddress,
+		addresses:     make(map[string]int),
+		last:          last,
+		rooms:         make(map[int64][]*member),
+		users:         make(map[int64]*presence),
+		members:       make(map[*member]struct{}),
+		news:          make(map[int64]struct{}),
+		stop:          make(chan struct{}),
+		swept:         make(chan struct{}),
 	}
 	go h.sweepLoop()
 	return h
+}
+
+// Admit counts a socket that is about to open, if there is room for it. Dismiss
+// gives its place back.
+func (h *Hub) Admit(address string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case h.closed:
+		return errHubClosed
+	case h.maxSockets > 0 && h.open >= h.maxSockets:
+		return errFull
+	case h.maxPerAddress > 0 && h.addresses[address] >= h.maxPerAddress:
+		return errFullAddress
+	}
+	h.open++
+	h.addresses[address]++
+	return nil
+}
+
+func (h *Hub) Dismiss(address string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.open--
+	if h.addresses[address]--; h.addresses[address] == 0 {
+		delete(h.addresses, address)
+	}
 }
 
 // Add makes m known: from now on the sweeper looks after its connection, and

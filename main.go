@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"net/netip"
@@ -26,12 +27,13 @@ import (
 )
 
 const (
-	headerWait   = 10 * time.Second
-	bodyWait     = 30 * time.Second
-	keepAlive    = 2 * time.Minute
-	maxHeader    = 16 << 10
-	pagesWait    = time.Second // for pages under way, at the end
-	burstSeconds = 4           // of -rate may be used at once
+	headerWait       = 10 * time.Second
+	bodyWait         = 30 * time.Second
+	keepAlive        = 2 * time.Minute
+	maxHeader        = 16 << 10
+	pagesWait        = time.Second // for pages under way, at the end
+	spareDescriptors = 200
+	burstSeconds     = 4 // of -rate may be used at once
 )
 
 const usage = `chatd is a team-chat daemon: one binary, one data directory.
@@ -97,6 +99,7 @@ type config struct {
 	addr, data, url, trust, origins, log string
 	guests                               bool
 	rate                                 float64
+	maxConns, maxConnsPerAddr            int
 }
 
 func serveFlags(c *config) *flag.FlagSet {
@@ -109,9 +112,24 @@ func serveFlags(c *config) *flag.FlagSet {
 	f.StringVar(&c.origins, "origins", "", "further `origins`, comma-separated, whose pages may open sockets")
 	f.BoolVar(&c.guests, "guests", false, "let visitors without an account into public rooms")
 	f.Float64Var(&c.rate, "rate", 5, "messages per `second` and user, after a burst of four times that; 0: no limit")
+	f.IntVar(&c.maxConns, "max-conns", socketsFor(descriptors()), "open `sockets` at most; 0: no limit")
+	f.IntVar(&c.maxConnsPerAddr, "max-conns-per-addr", 0, "open `sockets` per address at most; 0: no limit")
 	f.StringVar(&c.log, "log", "text", "`format` of the log, text or json")
 	return f
 }
+
+// descriptors is how many files and sockets this process may have open. Go has
+// raised it to the hard limit at the start.
+func descriptors() int {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return 0
+	}
+	return int(min(limit.Cur, math.MaxInt32))
+}
+
+// socketsFor leaves some descriptors to the database and to pages.
+func socketsFor(descriptors int) int { return max(descriptors-spareDescriptors, descriptors/2) }
 
 // serve builds store, hub and server in this order, and takes them down in reverse.
 func serve(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
@@ -148,7 +166,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) (err er
 	if err != nil {
 		return err
 	}
-	hub = NewHub(last)
+	hub = NewHub(last, c.maxConns, c.maxConnsPerAddr)
 	defer hub.Close()
 	s, err := newServer(c, store, hub, log)
 	if err != nil {
@@ -236,9 +254,8 @@ func splitList(list string) func(yield func(string) bool) {
 	}
 }
 
-// serve answers on listener until ctx is done, and then lets pages under way finish.
-func (s *server) serve(ctx context.Context, listener net.Listener, stderr io.Writer) error {
-	srv := &http.Server{
+func (s *server) httpServer() *http.Server {
+	return &http.Server{
 		Handler:           s.routes(),
 		ReadHeaderTimeout: headerWait,
 		ReadTimeout:       bodyWait,
@@ -247,9 +264,14 @@ func (s *server) serve(ctx context.Context, listener net.Listener, stderr io.Wri
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 	}
+}
+
+// serve answers on listener until ctx is done, and then lets pages under way finish.
+func (s *server) serve(ctx context.Context, listener net.Listener, stderr io.Writer) error {
+	srv := s.httpServer()
 	serving := make(chan error, 1)
 	go func() { serving <- srv.Serve(listener) }()
-	s.log.Info("listening", "addr", listener.Addr().String())
+	s.log.Info("listening", "addr", listener.Addr().String(), "descriptors", descriptors(), "max-conns", s.hub.maxSockets)
 	if s.setUpToken != "" {
 		fmt.Fprintf(stderr, "\nNobody looks after this chatd yet. To set it up, open\n\n    %s/setup?token=%s\n\n", s.publicURL(listener.Addr()), s.setUpToken)
 	}

@@ -32,6 +32,7 @@ const (
 // Close codes (RFC 6455 §7.4.1 and the IANA registry).
 const (
 	closeProtocol = 1002
+	closeNotText  = 1003
 	closeNoStatus = 1005 // an empty Close frame; never on the wire
 	closeNotUTF8  = 1007
 	closePolicy   = 1008
@@ -89,7 +90,7 @@ func hijack(w http.ResponseWriter, limit int) (*Conn, error) {
 		}
 		in = io.MultiReader(bytes.NewReader(bytes.Clone(early)), raw)
 	}
-	c := &Conn{outbox: outbox{conn: raw}, br: bufio.NewReaderSize(in, readBuffer), limit: limit}
+	c := &Conn{outbox: outbox{conn: raw, most: outboxMost}, br: bufio.NewReaderSize(in, readBuffer), limit: limit}
 	c.heard.Store(ticks())
 	return c, nil
 }

@@ -2,11 +2,17 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
+	"flag"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/signal"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -23,88 +29,184 @@ func clientFrames(parts ...any) []byte {
 	return b
 }
 
-// TestFrames sends raw bytes over TCP, and looks at everything that comes back
-// (RFC 6455). The server answers each message with its opcode and its text.
-func TestFrames(t *testing.T) {
-	const limit = 70_000
-	addr := serveConn(t, limit, func(c *Conn) {
-		for {
-			opcode, msg, err := c.ReadMessage()
-			if err != nil {
-				return
-			}
-			c.push(appendFrame(nil, opcode, msg))
-		}
-	})
+// frameCase is one conversation with an echo server.
+type frameCase struct {
+	name string
+	send []byte
+	want []string // "opcode payload"; a Close as "8 code"
+}
+
+const echoLimit = 70_000
+
+// frameCases covers RFC 6455 by section. After each, the client says goodbye.
+func frameCases() []frameCase {
 	const fin, text, bin, end, ping, pong, cont = 0x80, opText, opBinary, opClose, opPing, opPong, opContinuation
 	code := func(code uint16, reason string) string {
 		return string(binary.BigEndian.AppendUint16(nil, code)) + reason
 	}
-	long := strings.Repeat("é", limit/2)
-	goodbye := maskedFrame(fin|end, []byte(code(1000, "")))
-	tests := []struct {
-		name string
-		send []byte
-		want []string // "opcode payload"; a Close as "8 code"
-	}{
+	long := strings.Repeat("é", echoLimit/2)
+	cases := []frameCase{
 		{"§5.6 text", clientFrames(fin|text, "hello 你好"), []string{"1 hello 你好", "8 1000"}},
 		{"§5.6 binary", clientFrames(fin|bin, "\x00\xff"), []string{"2 \x00\xff", "8 1000"}},
 		{"§5.6 empty", clientFrames(fin|text, ""), []string{"1 ", "8 1000"}},
-		{"§5.2 16-bit length", clientFrames(fin|text, long[:60_000]), []string{"1 " + long[:60_000], "8 1000"}},
-		{"§5.2 64-bit length", clientFrames(fin|text, long), []string{"1 " + long, "8 1000"}},
 		{"§5.4 fragments", clientFrames(text, "a", cont, "b", fin|cont, "c"), []string{"1 abc", "8 1000"}},
+		{"§5.4 empty fragments", clientFrames(text, "", cont, "", fin|cont, ""), []string{"1 ", "8 1000"}},
+		{"§5.4 fragments of binary", clientFrames(bin, "\xff", fin|cont, "\xfe"), []string{"2 \xff\xfe", "8 1000"}},
 		{"§5.4 ping between fragments", clientFrames(text, "a", fin|ping, "p", fin|cont, "b"), []string{"10 p", "1 ab", "8 1000"}},
+		{"§5.4 empty pong between fragments", clientFrames(text, "a", fin|pong, "", fin|cont, "b"), []string{"1 ab", "8 1000"}},
+		{"§5.4 close between fragments", clientFrames(text, "a", fin|end, code(1000, "")), []string{"8 1000"}},
 		{"§5.4 character cut by a fragment", clientFrames(text, "\xe4\xbd", fin|cont, "\xa0"), []string{"1 你", "8 1000"}},
 		{"§5.4 continuation of nothing", clientFrames(fin|cont, "a"), []string{"8 1002"}},
+		{"§5.4 continuation after the end", clientFrames(fin|text, "a", cont, "b"), []string{"1 a", "8 1002"}},
 		{"§5.4 message within a message", clientFrames(text, "a", fin|text, "b"), []string{"8 1002"}},
-		{"§5.5 fragmented ping", clientFrames(ping, ""), []string{"8 1002"}},
-		{"§5.5 ping of 126 bytes", clientFrames(fin|ping, strings.Repeat("x", 126)), []string{"8 1002"}},
-		{"§5.5.2 ping of 125 bytes", clientFrames(fin|ping, strings.Repeat("x", 125)), []string{"10 " + strings.Repeat("x", 125), "8 1000"}},
+		{"§5.4 binary within a text", clientFrames(text, "a", bin, "b"), []string{"8 1002"}},
 		{"§5.5.3 pong unasked", clientFrames(fin|pong, "x", fin|text, "a"), []string{"1 a", "8 1000"}},
-		{"§5.2 reserved bit", clientFrames(fin|0x40|text, "a"), []string{"8 1002"}},
-		{"§5.2 reserved opcode", clientFrames(fin|3, ""), []string{"8 1002"}},
-		{"§5.2 reserved control opcode", clientFrames(fin|11, ""), []string{"8 1002"}},
+		{"§5.5.3 empty pongs", clientFrames(fin|pong, "", fin|pong, "", fin|text, "a"), []string{"1 a", "8 1000"}},
+		{"§5.5.2 ten pings", bytes.Repeat(clientFrames(fin|ping, "x"), 10), append(slices.Repeat([]string{"10 x"}, 10), "8 1000")},
 		{"§5.1 not masked", appendFrame(nil, text, []byte("a")), []string{"8 1002"}},
-		{"§5.2 length not in its shortest form", []byte{fin | text, 0x80 | 126, 0, 1, 0, 0, 0, 0, 'a'}, []string{"8 1002"}},
+		{"§5.1 empty and not masked", appendFrame(nil, text, nil), []string{"8 1002"}},
+		{"§5.1 ping not masked", appendFrame(nil, ping, []byte("a")), []string{"8 1002"}},
+		{"§5.1 empty pong not masked", appendFrame(nil, pong, nil), []string{"8 1002"}},
+		{"§5.2 16 bits for 1", []byte{fin | text, 0x80 | 126, 0, 1, 0, 0, 0, 0, 'a'}, []string{"8 1002"}},
+		{"§5.2 16 bits for 125", append([]byte{fin | text, 0x80 | 126, 0, 125, 0, 0, 0, 0}, long[:125]...), []string{"8 1002"}},
+		{"§5.2 64 bits for 65535", append([]byte{fin | bin, 0x80 | 127, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0}, long[:65535]...), []string{"8 1002"}},
 		{"§5.2 length over 63 bits", []byte{fin | text, 0x80 | 127, 0x80, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 'a'}, []string{"8 1002"}},
-		{"§8.1 not UTF-8", clientFrames(fin|text, "a\xff"), []string{"8 1007"}},
-		{"§8.1 not UTF-8, known before the end", clientFrames(text, "\xf5"), []string{"8 1007"}},
-		{"§8.1 cut character", clientFrames(fin|text, "\xe4\xbd"), []string{"8 1007"}},
-		{"§8.1 surrogate", clientFrames(fin|text, "\xed\xa0\x80"), []string{"8 1007"}},
 		{"§7.4.1 too big", clientFrames(fin|text, long+"x"), []string{"8 1009"}},
 		{"§7.4.1 too big in fragments", clientFrames(text, long, fin|cont, "xx"), []string{"8 1009"}},
 		{"§7.4.1 too big by claim", []byte{fin | text, 0x80 | 127, 0, 0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, []string{"8 1009"}},
-		{"§5.5.1 close", clientFrames(fin|end, code(1000, "bye")), []string{"8 1000"}},
 		{"§5.5.1 empty close", clientFrames(fin|end, ""), []string{"8 "}},
 		{"§5.5.1 close of one byte", clientFrames(fin|end, "x"), []string{"8 1002"}},
-		{"§5.5.1 nothing after close", clientFrames(fin|end, code(3000, ""), fin|text, "a"), []string{"8 3000"}},
-		{"§7.4.2 private code", clientFrames(fin|end, code(4999, "")), []string{"8 4999"}},
-		{"§7.4.1 reserved code", clientFrames(fin|end, code(1005, "")), []string{"8 1002"}},
-		{"§7.4.2 code out of range", clientFrames(fin|end, code(999, "")), []string{"8 1002"}},
+		{"§5.5.1 close of 125 bytes", clientFrames(fin|end, code(1000, long[:122])), []string{"8 1000"}},
+		{"§5.5.1 close of 126 bytes", clientFrames(fin|end, code(1000, long[:124])), []string{"8 1002"}},
+		{"§5.5.1 fragmented close", clientFrames(end, code(1000, "")), []string{"8 1002"}},
 		{"§5.5.1 reason not UTF-8", clientFrames(fin|end, code(1000, "\xff")), []string{"8 1007"}},
+		{"§5.5.1 text after close", clientFrames(fin|end, code(3000, ""), fin|text, "a"), []string{"8 3000"}},
+		{"§5.5.1 ping after close", clientFrames(fin|end, code(3000, ""), fin|ping, "a"), []string{"8 3000"}},
+		{"§5.5.1 two closes", clientFrames(fin|end, code(3000, ""), fin|end, code(3001, "")), []string{"8 3000"}},
 	}
-	for _, test := range tests {
+	for _, n := range []int{1, 124, 125, 126, 127, 128, 255, 256, 257, 65534, 65535, 65536, 65537, echoLimit} {
+		payload := strings.Repeat("x", n)
+		cases = append(cases,
+			frameCase{fmt.Sprint("§5.2 text of ", n), clientFrames(fin|text, payload), []string{"1 " + payload, "8 1000"}},
+			frameCase{fmt.Sprint("§5.4 halves of ", n), clientFrames(text, payload[:n/2], fin|cont, payload[n/2:]), []string{"1 " + payload, "8 1000"}})
+	}
+	for op := range 16 {
+		name := fmt.Sprint("§5.2 opcode ", op)
+		switch {
+		case op > bin && op < end, op > pong:
+			cases = append(cases, frameCase{name, clientFrames(fin|op, ""), []string{"8 1002"}},
+				frameCase{name + " with a payload", clientFrames(fin|op, "abc"), []string{"8 1002"}},
+				frameCase{name + " between fragments", clientFrames(text, "a", fin|op, "", fin|cont, "b"), []string{"8 1002"}})
+		case op >= end:
+			cases = append(cases, frameCase{name + " fragmented", clientFrames(op, ""), []string{"8 1002"}},
+				frameCase{name + " of 126 bytes", clientFrames(fin|op, long[:126]), []string{"8 1002"}})
+		}
+	}
+	for rsv := 0x10; rsv <= 0x70; rsv += 0x10 {
+		for _, op := range []int{text, bin, ping, end} {
+			cases = append(cases, frameCase{fmt.Sprintf("§5.2 reserved bits %x of opcode %d", rsv, op), clientFrames(fin|rsv|op, ""), []string{"8 1002"}})
+		}
+	}
+	for _, c := range []uint16{1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 3999, 4000, 4999} {
+		cases = append(cases, frameCase{fmt.Sprint("§7.4 code ", c), clientFrames(fin|end, code(c, "bye")), []string{fmt.Sprint("8 ", c)}})
+	}
+	for _, c := range []uint16{0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535} {
+		cases = append(cases, frameCase{fmt.Sprint("§7.4 code ", c), clientFrames(fin|end, code(c, "")), []string{"8 1002"}})
+	}
+	for _, s := range []string{
+		"κόσμε", "\x00", "\u007f", "\u0080", "\u07ff", "\u0800", "\ud7ff", "\ue000", "\ufffd", "\ufffe", "\uffff", "\U00010000", "\U0001fffe", "\U0010ffff", "👍🏽 中文",
+	} {
+		cases = append(cases, frameCase{fmt.Sprintf("§8.1 %+q", s), clientFrames(fin|text, s), []string{"1 " + s, "8 1000"}},
+			frameCase{fmt.Sprintf("§8.1 %+q byte by byte", s), byteByByte(s), []string{"1 " + s, "8 1000"}})
+	}
+	for _, s := range []string{
+		"\x80", "\xbf", "\x80\xbf", "\xc0", "\xc1 ", "\xc2", "\xe0\xa0", "\xf0\x90\x80", "\xf4\x90\x80\x80", "\xf5\x80\x80\x80", "\xf8\x88\x80\x80\x80", "\xfe", "\xff",
+		"\xc0\xaf", "\xe0\x80\xaf", "\xf0\x80\x80\xaf", "\xc1\xbf", "\xe0\x9f\xbf", "\xf0\x8f\xbf\xbf", "\xed\xa0\x80", "\xed\xbf\xbf", "\xed\xa0\x80\xed\xb0\x80", "κό\xffσμε",
+	} {
+		cases = append(cases, frameCase{fmt.Sprintf("§8.1 not UTF-8 %+q", s), clientFrames(fin|text, s), []string{"8 1007"}},
+			frameCase{fmt.Sprintf("§8.1 not UTF-8 %+q byte by byte", s), byteByByte(s), []string{"8 1007"}})
+	}
+	// What no further byte can save is refused at once, not at the end.
+	cases = append(cases, frameCase{"§8.1 before the end", clientFrames(text, "κό\xff"), []string{"8 1007"}})
+	return cases
+}
+
+// byteByByte is a text in fragments of a byte each.
+func byteByByte(s string) []byte {
+	b := maskedFrame(opText, nil)
+	for i := range len(s) {
+		b = append(b, maskedFrame(opContinuation, []byte{s[i]})...)
+	}
+	return append(b, maskedFrame(0x80|opContinuation, nil)...)
+}
+
+// TestFrames has all these conversations over TCP, and looks at every byte that
+// comes back: at once, and with the client's bytes one by one.
+func TestFrames(t *testing.T) {
+	addr := serveConn(t, echoLimit, echo)
+	goodbye := maskedFrame(0x80|opClose, binary.BigEndian.AppendUint16(nil, 1000))
+	for _, test := range frameCases() {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			p := dialTCP(t, addr, "/")
-			p.write(test.send)
-			p.write(goodbye)
-			var got []string
-			for {
-				opcode, payload, err := p.next()
-				if err != nil {
-					break
+			for _, piece := range []int{1 << 20, 1} {
+				if len(test.send) > 1000 && piece == 1 {
+					continue
 				}
-				if opcode == opClose && len(payload) >= 2 {
-					payload = fmt.Append(nil, binary.BigEndian.Uint16(payload))
+				p := dialTCP(t, addr, "/")
+				for chunk := range slices.Chunk(append(bytes.Clone(test.send), goodbye...), piece) {
+					if _, err := p.conn.Write(chunk); err != nil {
+						break // refused already
+					}
 				}
-				got = append(got, fmt.Sprintf("%d %s", opcode, payload))
-			}
-			if strings.Join(got, "|") != strings.Join(test.want, "|") {
-				t.Errorf("got %.200q, want %.200q", got, test.want)
+				if got := p.everything(); strings.Join(got, "|") != strings.Join(test.want, "|") {
+					t.Errorf("in pieces of %d: got %.200q, want %.200q", piece, got, test.want)
+				}
 			}
 		})
 	}
+}
+
+// everything reads to the end of the connection.
+func (p *peer) everything() (got []string) {
+	for {
+		opcode, payload, err := p.next()
+		if err != nil {
+			return got
+		}
+		if opcode == opClose && len(payload) >= 2 {
+			payload = fmt.Append(nil, binary.BigEndian.Uint16(payload))
+		}
+		got = append(got, fmt.Sprintf("%d %s", opcode, payload))
+	}
+}
+
+// echo answers each message with itself.
+func echo(c *Conn) {
+	c.most = 64 << 20
+	for {
+		opcode, msg, err := c.ReadMessage()
+		if err != nil {
+			return
+		}
+		c.push(appendFrame(nil, opcode, msg))
+	}
+}
+
+var echoAddr = flag.String("echo", "", "TestEchoServer listens on this `host:port`, for conformance suites, until it is interrupted")
+
+func TestEchoServer(t *testing.T) {
+	if *echoAddr == "" {
+		t.Skip("serves only with -args -echo host:port")
+	}
+	interrupted, stop := signal.NotifyContext(t.Context(), os.Interrupt)
+	defer stop()
+	listener, err := net.Listen("tcp", *echoAddr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serveConnOn(t, listener, 32<<20, echo)
+	t.Logf("echo on ws://%s/", *echoAddr)
+	<-interrupted.Done()
 }
 
 // A frame that is cut off is never taken for a message.
@@ -148,57 +250,146 @@ func TestEagerClient(t *testing.T) {
 	}
 }
 
-func TestHandshakeRefused(t *testing.T) {
+// TestHandshake sends requests over TCP to the whole server (RFC 6455 §4.2.1).
+func TestHandshake(t *testing.T) {
+	s := newTestServer(t, t.TempDir(), false)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go s.http.Serve(listener)
+	cookie := "Cookie: " + s.session("ann")
+	proper := []string{"GET /ws HTTP/1.1", "Host: chat.test", cookie, "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="}
 	tests := []struct {
 		name   string
-		change func(*http.Request)
-		want   int
+		change string // "header: value" for the line that begins so; without value it goes, with + it is added
+		status int
+		header string // that has to come with it
 	}{
-		{"proper", func(r *http.Request) {}, 0},
-		{"tokens over several lines", func(r *http.Request) {
-			r.Header["Connection"] = []string{"keep-alive", "x, Upgrade"}
-			r.Header["Upgrade"] = []string{"h2c, WebSocket"}
-		}, 0},
-		{"POST", func(r *http.Request) { r.Method = "POST" }, 405},
-		{"HTTP/1.0", func(r *http.Request) { r.ProtoMinor = 0 }, 400},
-		{"body", func(r *http.Request) { r.ContentLength = 1 }, 400},
-		{"no Connection", func(r *http.Request) { r.Header.Set("Connection", "not-upgraded") }, 426},
-		{"no Upgrade", func(r *http.Request) { r.Header.Del("Upgrade") }, 426},
-		{"version 12", func(r *http.Request) { r.Header.Set("Sec-WebSocket-Version", "12") }, 426},
-		{"no version", func(r *http.Request) { r.Header.Del("Sec-WebSocket-Version") }, 426},
-		{"no key", func(r *http.Request) { r.Header.Del("Sec-WebSocket-Key") }, 400},
-		{"two keys", func(r *http.Request) { r.Header.Add("Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAAAA==") }, 400},
-		{"short key", func(r *http.Request) { r.Header.Set("Sec-WebSocket-Key", "AAAA") }, 400},
-		{"key not base64", func(r *http.Request) { r.Header.Set("Sec-WebSocket-Key", "????????????????????????") }, 400},
+		{"proper", "", 101, "Sec-Websocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo="},
+		{"list of tokens", "Connection: keep-alive, Upgrade", 101, ""},
+		{"case of tokens", "Upgrade: WebSocket", 101, ""},
+		{"tokens over lines", "+Connection: keep-alive", 101, ""},
+		{"several upgrades", "Upgrade: h2c, websocket", 101, ""},
+		{"own subprotocol", "+Sec-WebSocket-Protocol: chatd.v1", 101, "Sec-Websocket-Protocol: chatd.v1"},
+		{"one of several subprotocols", "+Sec-WebSocket-Protocol: chatd.v2, chatd.v1", 101, "Sec-Websocket-Protocol: chatd.v1"},
+		{"other subprotocol", "+Sec-WebSocket-Protocol: soap", 101, "Sec-Websocket-Protocol: "},
+		{"extension", "+Sec-WebSocket-Extensions: permessage-deflate", 101, "Sec-Websocket-Extensions: "},
+		{"own origin", "+Origin: http://chat.test", 101, ""},
+		{"foreign origin", "+Origin: http://evil.test", 403, ""},
+		{"foreign origin that begins like ours", "+Origin: http://chat.test.evil.test", 403, ""},
+		{"opaque origin", "+Origin: null", 403, ""},
+		{"POST", "GET /ws HTTP/1.1: POST /ws HTTP/1.1", 405, "Allow: GET, HEAD"},
+		{"HTTP/1.0", "GET /ws HTTP/1.1: GET /ws HTTP/1.0", 400, ""},
+		{"body", "+Content-Length: 1", 400, ""},
+		{"chunked body", "+Transfer-Encoding: chunked", 400, ""},
+		{"no Connection", "Connection", 426, "Upgrade: websocket"},
+		{"Connection that contains the word", "Connection: not-upgraded", 426, "Connection: Upgrade"},
+		{"no Upgrade", "Upgrade", 426, "Upgrade: websocket"},
+		{"other Upgrade", "Upgrade: h2c", 426, "Upgrade: websocket"},
+		{"version 12", "Sec-WebSocket-Version: 12", 426, "Sec-Websocket-Version: 13"},
+		{"version 8, 13", "Sec-WebSocket-Version: 8, 13", 426, "Sec-Websocket-Version: 13"},
+		{"two versions", "+Sec-WebSocket-Version: 12", 426, "Sec-Websocket-Version: 13"},
+		{"no version", "Sec-WebSocket-Version", 426, "Sec-Websocket-Version: 13"},
+		{"no key", "Sec-WebSocket-Key", 400, ""},
+		{"two keys", "+Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", 400, ""},
+		{"short key", "Sec-WebSocket-Key: AAAA", 400, ""},
+		{"long key", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAAAAAAAA", 400, ""},
+		{"key not base64", "Sec-WebSocket-Key: ????????????????????????", 400, ""},
+		{"no session", "Cookie", 401, ""},
+		{"forged session", "Cookie: chatd=AAAAAAAAAAAAAAAAAAAAAAAAAA", 401, ""},
+		{"no such path", "GET /ws HTTP/1.1: GET /wsx HTTP/1.1", 404, ""},
+		{"no such room", "GET /ws HTTP/1.1: GET /ws/chat/%2F/ HTTP/1.1", 400, ""},
+		{"no Host", "Host", 400, ""},
 	}
 	for _, test := range tests {
-		r, err := http.NewRequest("GET", "/", nil)
+		conn, err := net.Dial("tcp", listener.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
-		r.Header = http.Header{"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="}}
-		test.change(r)
-		answer := make(http.Header)
-		status := 0
-		if err := checkHandshake(answer, r); err != nil {
-			status = problemOf(err).status
+		io.WriteString(conn, strings.Join(changed(proper, test.change), "\r\n")+"\r\n\r\n")
+		io.WriteString(conn, "0\r\n\r\n") // a body for those who announce one
+		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(test.name, err)
 		}
-		if status != test.want {
-			t.Errorf("%s: %d, want %d", test.name, status, test.want)
+		name, value, _ := strings.Cut(test.header, ": ")
+		if res.StatusCode != test.status || name != "" && res.Header.Get(name) != value {
+			t.Errorf("%s: %s with %s %q, want %d with %q", test.name, res.Status, name, res.Header.Get(name), test.status, value)
 		}
-		if status == 426 && (answer.Get("Upgrade") != "websocket" || answer.Get("Sec-WebSocket-Version") != "13") || status == 405 && answer.Get("Allow") != "GET" {
-			t.Errorf("%s: %d comes with %v", test.name, status, answer)
-		}
+		conn.Close()
 	}
 }
 
+func changed(lines []string, change string) []string {
+	lines = slices.Clone(lines)
+	if added, ok := strings.CutPrefix(change, "+"); ok {
+		return append(lines, added)
+	}
+	name, value, replaced := strings.Cut(change, ": ")
+	for i, line := range lines {
+		switch {
+		case name == "" || line != name && !strings.HasPrefix(line, name+":"):
+		case strings.HasPrefix(name, "GET"):
+			lines[i] = value
+		case replaced:
+			lines[i] = name + ": " + value
+		default:
+			return slices.Delete(lines, i, i+1)
+		}
+	}
+	return lines
+}
+
+// A middleware that wraps the ResponseWriter, and HTTP/2, must not break a handshake.
+func TestHijackWrapped(t *testing.T) {
+	if _, err := hijack(httptest.NewRecorder(), 100); err == nil {
+		t.Error("a connection that cannot be hijacked was")
+	}
+	r := httptest.NewRequest("GET", "/ws", nil)
+	r.ProtoMajor, r.ProtoMinor = 2, 0
+	if err := checkHandshake(make(http.Header), r); problemOf(err).status != http.StatusBadRequest {
+		t.Errorf("HTTP/2: %v", err)
+	}
+	type wrapper struct{ http.ResponseWriter }
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, err := hijack(struct {
+			wrapper
+			unwrapper
+		}{wrapper{w}, unwrapper{w}}, 100)
+		if err == nil {
+			err = c.handshake(r, "")
+		}
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		c.close(4000, "")
+		c.finish()
+	}))
+	defer server.Close()
+	p := dialTCP(t, server.Listener.Addr().String(), "/")
+	if got := p.everything(); len(got) != 1 || got[0] != "8 4000" {
+		t.Errorf("got %q", got)
+	}
+}
+
+type unwrapper struct{ w http.ResponseWriter }
+
+func (u unwrapper) Unwrap() http.ResponseWriter { return u.w }
+
 // serveConn answers handshakes on a TCP port and runs talk on each connection.
-func serveConn(t *testing.T, limit int, talk func(*Conn)) string {
+func serveConn(t testing.TB, limit int, talk func(*Conn)) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+	serveConnOn(t, listener, limit, talk)
+	return listener.Addr().String()
+}
+
+func serveConnOn(t testing.TB, listener net.Listener, limit int, talk func(*Conn)) {
 	var conns sync.WaitGroup
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c, err := hijack(w, limit)
@@ -219,7 +410,6 @@ func serveConn(t *testing.T, limit int, talk func(*Conn)) string {
 		server.Close()
 		conns.Wait()
 	})
-	return listener.Addr().String()
 }
 
 func dialTCP(t *testing.T, addr, path string, headers ...string) *peer {

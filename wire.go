@@ -48,6 +48,10 @@ func problemOf(err error) *problem {
 		return &problem{409, "name_taken", nil}
 	case errors.Is(err, ErrClosed), errors.Is(err, errHubClosed):
 		return &problem{503, "busy", nil}
+	case errors.Is(err, errFull):
+		return &problem{503, "full", nil}
+	case errors.Is(err, errFullAddress):
+		return &problem{429, "full_address", nil}
 	case errors.Is(err, ErrStorage):
 		return &problem{503, "storage", nil}
 	}
