@@ -299,7 +299,7 @@ func TestHandshake(t *testing.T) {
 		{"no session", "Cookie", 401, ""},
 		{"forged session", "Cookie: chatd=AAAAAAAAAAAAAAAAAAAAAAAAAA", 401, ""},
 		{"no such path", "GET /ws HTTP/1.1: GET /wsx HTTP/1.1", 404, ""},
-		{"no such room", "GET /ws HTTP/1.1: GET /ws/chat/%2F/ HTTP/1.1", 400, ""},
+		{"impossible room", "GET /ws HTTP/1.1: GET /ws/chat/a%3Fb/ HTTP/1.1", 400, ""},
 		{"no Host", "Host", 400, ""},
 	}
 	for _, test := range tests {
