@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"sync"
@@ -251,12 +252,13 @@ func TestReplayWaitsForTheClient(t *testing.T) {
 func TestCloseDuringReplay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server, client := net.Pipe()
-		o := &outbox{conn: server}
+		o := &outbox{conn: server, most: outboxMost}
 		o.hold()
 		go o.feed([]byte("older"))
 		synctest.Wait()
 		o.push([]byte("newer"))
 		o.close(closeRestart, "")
+		o.push([]byte("newest")) // nothing follows a Close frame
 		p := make([]byte, 100)
 		n, err := client.Read(p)
 		if err != nil || string(p[:n]) != "older" {
@@ -267,5 +269,9 @@ func TestCloseDuringReplay(t *testing.T) {
 			t.Errorf("got %q, want %q; %v", p[:n], want, err)
 		}
 		o.writers.Wait()
+		server.Close()
+		if n, err := client.Read(p); err != io.EOF {
+			t.Errorf("then got %q, %v", p[:n], err)
+		}
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -68,7 +69,6 @@ type Conn struct {
 	limit int             // bytes of the longest message
 
 	payload io.Reader // rest of the frame that was begun
-	torn    bool      // a read ended within a header: no frame can be found any more
 
 	heard atomic.Int64 // ticks of the newest frame
 	began atomic.Int64 // ticks of the first frame of a message under way, else 0
@@ -315,7 +315,6 @@ func (c *Conn) nextFrame() (h frameHeader, err error) {
 	now := ticks()
 	c.heard.Store(now)
 	c.began.CompareAndSwap(0, now)
-	c.torn = true
 	if start[1]&0x7f == 127 {
 		// x/net clears the top bit of a 64-bit length before it shows it.
 		if start, err = c.br.Peek(3); err != nil {
@@ -329,7 +328,6 @@ func (c *Conn) nextFrame() (h frameHeader, err error) {
 	if err != nil {
 		return h, err
 	}
-	c.torn = false
 	c.payload = frame
 	var b [14]byte
 	if _, err := io.ReadFull(frame.HeaderReader(), b[:]); err != io.ErrUnexpectedEOF && err != nil {
@@ -364,17 +362,14 @@ func (c *Conn) control(h frameHeader) error {
 		c.push(appendFrame(nil, opPong, b))
 		return nil
 	case len(b) == 0:
-		return &peerClosed{closeError{closeNoStatus, ""}}
+		return &closeError{closeNoStatus, ""}
 	case len(b) == 1 || !validCloseCode(binary.BigEndian.Uint16(b)):
-		return &peerClosed{closeError{closeProtocol, "bad close code"}}
+		return protocolError("bad close code")
 	case !utf8.Valid(b[2:]):
-		return &peerClosed{closeError{closeNotUTF8, "close reason is not UTF-8"}}
+		return &closeError{closeNotUTF8, "close reason is not UTF-8"}
 	}
-	return &peerClosed{closeError{int(binary.BigEndian.Uint16(b)), ""}}
+	return &closeError{int(binary.BigEndian.Uint16(b)), ""}
 }
-
-// peerClosed is the end that the peer began; it waits for our answer only.
-type peerClosed struct{ closeError }
 
 func validCloseCode(c uint16) bool {
 	return c >= 1000 && c <= 1003 || c >= 1007 && c <= 1014 || c >= 3000 && c <= 4999
@@ -382,32 +377,15 @@ func validCloseCode(c uint16) bool {
 
 // end says goodbye as the reason demands, and returns it.
 func (c *Conn) end(err error) error {
-	switch e := err.(type) {
-	case *peerClosed:
+	if e, ok := errors.AsType[*closeError](err); ok {
 		c.close(e.code, e.reason)
-	case *closeError:
-		c.close(e.code, e.reason)
-		c.linger()
 	}
 	return err
 }
 
-// linger waits for the peer's Close after ours. To end TCP with input unread
-// would send a reset, and that can overtake our Close frame. The writer sets
-// the deadline once the frame is out.
-func (c *Conn) linger() {
-	for !c.torn {
-		h, err := c.nextFrame()
-		if err != nil || h.opcode == opClose {
-			return
-		}
-	}
-	io.Copy(io.Discard, c.br)
-}
-
-// finish lets the writer end, and then TCP: half-close first, so that what we
-// wrote arrives even if the peer was still sending. A peer that left without a
-// Close is owed nothing.
+// finish lets the writer end, and then TCP: half-close first, and then read what
+// the peer was still sending. To close with input unread would send a reset, and
+// that can overtake our Close frame. A peer that left without a Close is owed nothing.
 func (c *Conn) finish() {
 	c.abandon()
 	c.writers.Wait()

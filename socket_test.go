@@ -70,7 +70,8 @@ func frameCases() []frameCase {
 		{"§5.2 16 bits for 1", []byte{fin | text, 0x80 | 126, 0, 1, 0, 0, 0, 0, 'a'}, []string{"8 1002"}},
 		{"§5.2 16 bits for 125", append([]byte{fin | text, 0x80 | 126, 0, 125, 0, 0, 0, 0}, long[:125]...), []string{"8 1002"}},
 		{"§5.2 64 bits for 65535", append([]byte{fin | bin, 0x80 | 127, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0}, long[:65535]...), []string{"8 1002"}},
-		{"§5.2 length over 63 bits", []byte{fin | text, 0x80 | 127, 0x80, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 'a'}, []string{"8 1002"}},
+		{"§5.2 64 bits of which the first is set", append([]byte{fin | text, 0x80 | 127, 0x80, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0}, strings.Repeat("x", 1<<16)...), []string{"8 1002"}},
+		{"§5.5.2 ping of 125 bytes", clientFrames(fin|ping, long[:125]), []string{"10 " + long[:125], "8 1000"}},
 		{"§7.4.1 too big", clientFrames(fin|text, long+"x"), []string{"8 1009"}},
 		{"§7.4.1 too big in fragments", clientFrames(text, long, fin|cont, "xx"), []string{"8 1009"}},
 		{"§7.4.1 too big by claim", []byte{fin | text, 0x80 | 127, 0, 0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, []string{"8 1009"}},
@@ -207,6 +208,19 @@ func TestEchoServer(t *testing.T) {
 	serveConnOn(t, listener, 32<<20, echo)
 	t.Logf("echo on ws://%s/", *echoAddr)
 	<-interrupted.Done()
+}
+
+// The Close frame arrives although much was still to be read after the fault.
+func TestCloseIsNotLost(t *testing.T) {
+	addr := serveConn(t, echoLimit, echo)
+	for range 20 {
+		p := dialTCP(t, addr, "/")
+		go p.conn.Write(append(maskedFrame(0x80|3, nil), make([]byte, 1<<20)...))
+		if got := p.everything(); len(got) != 1 || got[0] != "8 1002" {
+			t.Fatalf("got %.100q", got)
+		}
+		p.conn.Close()
+	}
 }
 
 // A frame that is cut off is never taken for a message.
