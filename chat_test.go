@@ -229,7 +229,12 @@ func (l *memoryListener) Accept() (net.Conn, error) {
 
 func (l *memoryListener) Close() error   { l.once.Do(func() { close(l.done) }); return nil }
 func (l *memoryListener) Addr() net.Addr { return &net.TCPAddr{} }
-func (l *memoryListener) dial() net.Conn { a, b := net.Pipe(); l.conns <- a; return b }
+func (l *memoryListener) dial() net.Conn { a, b := net.Pipe(); l.conns <- localConn{a}; return b }
+
+// localConn says that it comes from this machine, which proxies do.
+type localConn struct{ net.Conn }
+
+func (localConn) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1} }
 
 // peer is a WebSocket client that can say anything, also what is forbidden.
 type peer struct {

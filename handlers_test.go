@@ -219,7 +219,7 @@ func TestLogin(t *testing.T) {
 		if status, location, _ := login("ANN", testPassword, next); status != 303 || location != want {
 			t.Errorf("login with next %q: %d %q, want %q", next, status, location, want)
 		}
-		s.logins.forget("address pipe")
+		s.logins.forget("address 127.0.0.1")
 	}
 	_, _, wrong := login("ann", "wrong", "")
 	_, _, unknown := login("bob", "wrong", "")

@@ -275,3 +275,49 @@ func TestCloseDuringReplay(t *testing.T) {
 		}
 	})
 }
+
+func TestConnectionLimits(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, dir, false)
+		s.hub.maxSockets, s.hub.maxPerAddress = 3, 2
+		ann := s.session("ann")
+		open := func(from string) *peer {
+			p := &peer{t: t, conn: s.listener.dial()}
+			p.handshake("/ws", "Cookie: "+ann, "X-Forwarded-For: "+from)
+			return p
+		}
+		first := open("1.1.1.1")
+		for i, want := range []struct {
+			from   string
+			status int
+		}{{"1.1.1.1", 101}, {"1.1.1.1", 429}, {"2.2.2.2", 101}, {"3.3.3.3", 503}} {
+			if got := open(want.from).res.StatusCode; got != want.status {
+				t.Errorf("socket %d: %d, want %d", i+2, got, want.status)
+			}
+		}
+		first.conn.Close()
+		synctest.Wait()
+		if got := open("1.1.1.1").res.StatusCode; got != 101 {
+			t.Errorf("after one has gone: %d, want 101", got)
+		}
+	})
+}
+
+// Who takes too long to ask for a socket is cut off.
+func TestSlowHandshake(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, dir, false)
+		conn := s.listener.dial()
+		began := time.Now()
+		if _, err := io.WriteString(conn, "GET /ws HTTP/1.1\r\nHost: chat"); err != nil {
+			t.Fatal(err)
+		}
+		io.Copy(io.Discard, conn)
+		if took := time.Since(began); took < headerWait || took > headerWait+time.Second {
+			t.Errorf("cut off after %v, want %v", took, headerWait)
+		}
+		time.Sleep(time.Second) // net/http lingers
+	})
+}

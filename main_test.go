@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
@@ -61,8 +62,13 @@ var listening = regexp.MustCompile(`msg=listening addr=(\S+)`)
 // start starts it again on the same data and port.
 func (d *daemon) start() {
 	d.t.Helper()
+	d.run(chatdCommand(append([]string{"-addr", d.addr, "-data", d.dir}, d.args...)...))
+}
+
+func (d *daemon) run(cmd *exec.Cmd) {
+	d.t.Helper()
 	d.log = &lockedBuffer{grown: make(chan struct{}, 1)}
-	d.cmd = chatdCommand(append([]string{"-addr", d.addr, "-data", d.dir}, d.args...)...)
+	d.cmd = cmd
 	d.cmd.Stderr = d.log
 	if err := d.cmd.Start(); err != nil {
 		d.t.Fatal(err)
@@ -350,4 +356,37 @@ func TestBurst(t *testing.T) {
 		})
 	}
 	all.Wait()
+}
+
+// Out of descriptors chatd says so, and goes on: those who are in chat, and when
+// some leave, others get in.
+func TestOutOfDescriptors(t *testing.T) {
+	d := startDaemon(t, t.TempDir(), "-guests", "-max-conns", "0")
+	d.stop()
+	d.run(exec.Command("prlimit", append([]string{"--nofile=64", "env", "CHATD_TEST_AS_DAEMON=1", os.Args[0], "-addr", d.addr, "-data", d.dir}, d.args...)...))
+	first := dialTCP(t, d.addr, "/ws/chat/crowd/")
+	var crowd []net.Conn
+	for range 64 {
+		conn, err := net.Dial("tcp", d.addr) // the kernel accepts it, chatd may not
+		if err != nil {
+			t.Fatal(err)
+		}
+		crowd = append(crowd, conn)
+	}
+	d.await(regexp.MustCompile(`(too many open files)`))
+	first.send(opText, []byte(`{"message":"still here"}`))
+	if text, err := first.nextText(); err != nil || !strings.Contains(string(text), "still here") {
+		t.Errorf("out of descriptors: %s, %v", text, err)
+	}
+	for _, conn := range crowd {
+		conn.Close()
+	}
+	late := dialTCP(t, d.addr, "/ws/chat/crowd/")
+	first.send(opText, []byte(`{"message":"welcome"}`))
+	if text, err := late.nextText(); err != nil || !strings.Contains(string(text), "welcome") {
+		t.Errorf("after that: %s, %v", text, err)
+	}
+	first.conn.Close()
+	late.conn.Close()
+	d.stop()
 }
