@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -210,4 +212,94 @@ func (test *killTest) compare(clients []*killClient) {
 	if missing+doubled+absent > 0 || len(stored) != test.total {
 		t.Errorf("%d on disk, %d sent", len(stored), test.total)
 	}
+}
+
+var stalled = flag.Int("stalled", 20, "how many clients of TestStalledCrowd stop reading")
+
+// TestStalledCrowd has many clients stop reading in a room where much is said.
+// The others go on; chatd's memory stays bounded; and each of those who come back
+// gets, by its cursor, everything that it has missed.
+func TestStalledCrowd(t *testing.T) {
+	const messages, window = 800, 8
+	d := startDaemon(t, t.TempDir(), "-guests", "-rate", "0")
+	var crowd []*peer
+	for range *stalled {
+		p := dialTCP(t, d.addr, "/ws/chat/crowd/")
+		if err := p.conn.(*net.TCPConn).SetReadBuffer(64 << 10); err != nil {
+			t.Fatal(err)
+		}
+		crowd = append(crowd, p)
+	}
+	text := strings.Repeat("x", maxMessage-10)
+	speaker := dialTCP(t, d.addr, "/ws/chat/crowd/")
+	last := int64(0)
+	before := d.memory()
+	for sent, got := 0, 0; got < messages; got++ {
+		for ; sent < messages && sent < got+window; sent++ {
+			speaker.send(opText, fmt.Appendf(nil, `{"message":"%d %s"}`, sent, text))
+		}
+		id, err := speaker.nextID()
+		if err != nil || id <= last {
+			t.Fatalf("the speaker got %d after %d, %v", id, last, err)
+		}
+		last = id
+	}
+	t.Logf("%d messages of 8 KiB past %d stalled clients: chatd grew from %d to %d MiB", messages, len(crowd), before>>20, d.memory()>>20)
+	var closed atomic.Int64
+	var all sync.WaitGroup
+	for i, p := range crowd {
+		all.Go(func() {
+			seen, err := p.readIDs(0, last)
+			if err != nil {
+				closed.Add(1)
+				back := dialTCP(t, d.addr, fmt.Sprint("/ws/chat/crowd/?since=", seen))
+				defer back.conn.Close()
+				seen, err = back.readIDs(seen, last)
+			}
+			if seen != last {
+				t.Errorf("client %d got up to %d of %d: %v", i, seen, last, err)
+			}
+		})
+	}
+	all.Wait()
+	t.Logf("%d of %d were told to come back, and have everything", closed.Load(), len(crowd))
+	if closed.Load() == 0 {
+		t.Error("nobody was too slow")
+	}
+}
+
+func (p *peer) nextID() (int64, error) {
+	payload, err := p.nextText()
+	var f chatFrame
+	if err == nil {
+		err = json.Unmarshal(payload, &f)
+	}
+	return f.ID, err
+}
+
+// readIDs reads messages up to the id last, which must follow each other.
+func (p *peer) readIDs(seen, last int64) (int64, error) {
+	for seen < last {
+		id, err := p.nextID()
+		if err != nil {
+			return seen, err
+		}
+		if id != seen+1 {
+			return seen, fmt.Errorf("%d came after %d", id, seen)
+		}
+		seen = id
+	}
+	return seen, nil
+}
+
+// memory is what chatd has resident, in bytes; 0 where that cannot be told.
+func (d *daemon) memory() int {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	var kB int
+	_, after, _ := strings.Cut(string(status), "VmRSS:")
+	fmt.Sscan(after, &kB)
+	return kB << 10
 }
