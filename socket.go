@@ -41,7 +41,8 @@ const (
 	closeRestart  = 1012
 	closeTryLater = 1013
 	maxControl    = 125 // longest payload of a control frame (§5.5)
-	readBuffer    = 512 // for reading and writing; net/http's are 4 KiB each
+	readBuffer    = 256 // bytes; net/http's has 4 KiB
+	growBy        = 4 << 10
 	lingerWait    = time.Second
 	messageWait   = 30 * time.Second // from the first byte of a message to its last
 )
@@ -231,8 +232,8 @@ func (c *Conn) readMessage() (opcode byte, msg []byte, err error) {
 			opcode = h.opcode
 		}
 		for left := int(h.size); left > 0; {
-			// Grow by what arrives, never by what a header claims.
-			msg = slices.Grow(msg, min(left, readBuffer))
+			// Grow as it arrives, not by what a header claims.
+			msg = slices.Grow(msg, min(left, growBy))
 			n, err := c.payload.Read(msg[len(msg):min(len(msg)+left, cap(msg))])
 			msg, left = msg[:len(msg)+n], left-n
 			if opcode == opText && !wholeRunes(msg, &known) {
