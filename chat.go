@@ -171,7 +171,7 @@ func (s *server) replay(m *member, cursor, last int64) (int64, error) {
 // comes to m with all others of its room, or a refusal.
 func (s *server) append(m *member, e Event) error {
 	return s.ask(m, e, func(e Event) {
-		if e.Again && e.ID <= m.from { // it is not in what m gets
+		if e.Again && e.ID != 0 && e.ID <= m.from { // it is not in what m gets
 			m.push(m.dialect.frames([]Event{e}))
 		}
 	})

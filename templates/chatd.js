@@ -570,7 +570,7 @@ function onFrame(f) {
     case "react": break;
     default: return;
   }
-  cursor = Math.max(cursor, f.id);
+  cursor = Math.max(cursor, f.id ?? 0);
 }
 
 function onWelcome(f) {
