@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -231,6 +232,31 @@ func TestLogin(t *testing.T) {
 	}
 	if status, _, text := login("ann", testPassword, ""); status != 429 || !strings.Contains(text, `value="ann"`) {
 		t.Errorf("after %d guesses: %d, want 429", loginBurst, status)
+	}
+}
+
+// Guesses from many addresses slow one name down, guesses at many names one address.
+func TestLoginThrottle(t *testing.T) {
+	s := newTestServer(t, t.TempDir(), false)
+	guess := func(name, from string) int {
+		status, _, _ := s.browse("POST", "/login/", "", url.Values{"username": {name}, "password": {strings.Repeat("x", maxPassword+1)}}.Encode(), "X-Forwarded-For: "+from)
+		return status
+	}
+	for i := range loginBurst {
+		if got := guess("ann", fmt.Sprint("9.9.9.", i)); got != 403 {
+			t.Errorf("guess %d: %d, want 403", i, got)
+		}
+		if got := guess(fmt.Sprint("user", i), "8.8.8.8"); got != 403 {
+			t.Errorf("guess %d: %d, want 403", i, got)
+		}
+	}
+	for _, test := range []struct {
+		name, from string
+		status     int
+	}{{"Ann", "7.7.7.7", 429}, {"bob", "8.8.8.8", 429}, {"bob", "7.7.7.7", 403}} {
+		if got := guess(test.name, test.from); got != test.status {
+			t.Errorf("%s from %s: %d, want %d", test.name, test.from, got, test.status)
+		}
 	}
 }
 
