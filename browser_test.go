@@ -65,15 +65,8 @@ func startBrowser(t *testing.T, name, lang string, switches ...string) *browser 
 		"--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
 		"--disable-background-networking", "--disable-component-update", "--window-size=1200,800",
 		"--lang="+lang, "--accept-lang="+lang, "--user-data-dir="+t.TempDir())
-	cmd := exec.Command(driver, "--port=0")
-	stdout, err := cmd.StdoutPipe()
-	if err == nil {
-		err = cmd.Start()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := &browser{t: t, name: name}
+	cmd, url := startDriver(t, driver)
+	b := &browser{t: t, name: name, url: url}
 	t.Cleanup(func() {
 		if err := b.ask("GET", "/shutdown", nil, nil); err != nil { // kill alone would leave Chromium behind
 			t.Error(err)
@@ -81,15 +74,6 @@ func startBrowser(t *testing.T, name, lang string, switches ...string) *browser 
 		}
 		cmd.Wait()
 	})
-	started := regexp.MustCompile(`started successfully on port (\d+)`)
-	for lines := bufio.NewScanner(stdout); b.url == ""; {
-		if !lines.Scan() {
-			t.Fatalf("chromedriver did not start: %v", lines.Err())
-		}
-		if m := started.FindStringSubmatch(lines.Text()); m != nil {
-			b.url = "http://127.0.0.1:" + m[1]
-		}
-	}
 	var session struct{ SessionID string }
 	b.do("POST", "/session", anything{"capabilities": anything{"alwaysMatch": anything{
 		"goog:chromeOptions": anything{"binary": chromium, "args": switches},
@@ -99,6 +83,33 @@ func startBrowser(t *testing.T, name, lang string, switches ...string) *browser 
 	b.session = "/session/" + session.SessionID
 	t.Cleanup(b.inspect)
 	return b
+}
+
+// startDriver starts chromedriver on a port of its choice. It chooses one for
+// IPv4 and then wants the same for IPv6, where another may have been faster: it
+// then ends at once, and is started again.
+func startDriver(t *testing.T, driver string) (cmd *exec.Cmd, url string) {
+	t.Helper()
+	started := regexp.MustCompile(`started successfully on port (\d+)`)
+	var said strings.Builder
+	for range 5 {
+		cmd := exec.Command(driver, "--port=0")
+		stdout, err := cmd.StdoutPipe()
+		if err == nil {
+			err = cmd.Start()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for lines := bufio.NewScanner(stdout); lines.Scan(); said.WriteString(lines.Text() + "\n") {
+			if m := started.FindStringSubmatch(lines.Text()); m != nil {
+				return cmd, "http://127.0.0.1:" + m[1]
+			}
+		}
+		cmd.Wait()
+	}
+	t.Fatalf("chromedriver does not start:\n%s", &said)
+	return nil, ""
 }
 
 // inspect fails the test if the page has complained on the console in a way that
