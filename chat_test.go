@@ -192,6 +192,16 @@ func (s *testServer) user(name string) User {
 	return u
 }
 
+// room makes a room.
+func (s *testServer) room(name string) Room {
+	s.t.Helper()
+	r, err := s.store.CreateRoom(name, s.user("ann"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return r
+}
+
 // session signs a member in and returns the cookie.
 func (s *testServer) session(name string) string {
 	s.t.Helper()

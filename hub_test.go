@@ -59,10 +59,7 @@ func TestJoinWhilePublishing(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t, dir, false)
-		room, err := s.store.CreateRoom("lobby", s.user("ann"))
-		if err != nil {
-			t.Fatal(err)
-		}
+		room := s.room("lobby")
 		const writers, each = 3, 3 * replayPage // so that joiners replay several pages
 		var all sync.WaitGroup
 		for w := range writers {
@@ -97,10 +94,7 @@ func TestSlowClient(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t, dir, false)
-		room, err := s.store.CreateRoom("lobby", s.user("ann"))
-		if err != nil {
-			t.Fatal(err)
-		}
+		room := s.room("lobby")
 		slow, fast := s.follow("slow", 0), s.follow("fast", 0)
 		go fast.listen()
 		for { // so that slow is in the room
@@ -228,10 +222,7 @@ func TestReplayWaitsForTheClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t, dir, false)
 		ann := s.user("ann")
-		room, err := s.store.CreateRoom("lobby", ann)
-		if err != nil {
-			t.Fatal(err)
-		}
+		room := s.room("lobby")
 		const n = 3 * replayPage
 		for range n {
 			if _, err := s.store.AppendWait(Event{Kind: KindMessage, Room: room, Author: ann, Body: strings.Repeat("x", maxMessage)}); err != nil {
