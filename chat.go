@@ -107,7 +107,7 @@ func (s *server) refuse(m *member, err error, cid string) {
 // join puts m, which has seen everything up to m.from, into its room. It gets
 // every later event, once each and in order:
 //
-//  1. What is in the store is fed to it, until a page is not full.
+//  1. What is in the store is fed to it, until there is no more.
 //  2. Hub.Join returns last. What is published later waits in the outbox, which is held.
 //  3. The store has all up to last: what 1 has not brought is fed now.
 //  4. The outbox is released.
@@ -142,17 +142,16 @@ func (s *server) joined(m *member, err error) bool {
 	return err == nil
 }
 
-// replay feeds m the events after cursor, up to the id last, until a page is not
-// full, and returns the new cursor.
+// replay feeds m the events after cursor, up to the id last, until there are no
+// more, and returns the new cursor. Of them it keeps one page in memory.
 func (s *server) replay(m *member, cursor, last int64) (int64, error) {
 	for {
-		page, err := s.store.Since(context.Background(), m.room, cursor, replayPage)
+		page, more, err := s.store.Since(context.Background(), m.room, cursor, replayPage)
 		if err != nil {
 			return cursor, err
 		}
-		full := len(page) == replayPage
 		for len(page) > 0 && page[len(page)-1].ID > last {
-			page, full = page[:len(page)-1], false
+			page, more = page[:len(page)-1], false
 		}
 		if len(page) > 0 {
 			cursor = page[len(page)-1].ID
@@ -161,17 +160,18 @@ func (s *server) replay(m *member, cursor, last int64) (int64, error) {
 			}
 			m.heard.Store(ticks()) // it takes what we write, so it lives
 		}
-		if !full {
+		if !more {
 			return cursor, nil
 		}
 	}
 }
 
 // append sends an event to the store. The answer is the event itself, which
-// comes to m with all others of its room, or a refusal.
+// comes to m with all others of its room, or a refusal. What was so already, like
+// a reaction that is made twice, has no id.
 func (s *server) append(m *member, e Event) error {
 	return s.ask(m, e, func(e Event) {
-		if e.Again && e.ID != 0 && e.ID <= m.from { // it is not in what m gets
+		if e.Again && e.ID <= m.from { // it is not in what m gets
 			m.push(m.dialect.frames([]Event{e}))
 		}
 	})
@@ -233,26 +233,40 @@ func (s *server) talkV1(m *member) {
 		default:
 			greeted = true
 			m.conn.SetReadDeadline(time.Time{})
-			s.hello(m, in.Since)
+			s.hello(m, in)
 		}
 		return in.CID, err
 	})
 }
 
 // hello answers with welcome, what m has missed, and caught_up.
-func (s *server) hello(m *member, since *int64) {
+func (s *server) hello(m *member, in clientFrame) {
 	m.hold()
 	f, err := s.welcome(m)
 	if err == nil {
 		m.feed(appendFrame(nil, opText, encodeJSON(f)))
-		if since == nil {
+		if in.Since == nil {
 			err = s.joinLive(m)
 		} else {
-			m.from = *since
-			err = s.join(m)
+			err = s.catchUp(m, in)
 		}
 	}
 	s.joined(m, err)
+}
+
+// catchUp is join from the cursor in a hello. A client that would rather have the
+// newest events than all of them is told where they begin.
+func (s *server) catchUp(m *member, in clientFrame) (err error) {
+	m.from = *in.Since
+	if in.Most != nil {
+		if m.from, err = s.store.Skip(context.Background(), m.from, max(0, *in.Most)); err != nil {
+			return err
+		}
+		if missed := m.from - *in.Since; missed > 0 {
+			m.feed(appendFrame(nil, opText, encodeJSON(behindFrame{"behind", m.from, missed})))
+		}
+	}
+	return s.join(m)
 }
 
 // joinLive is join for a client that wants no replay.
@@ -265,7 +279,7 @@ func (s *server) joinLive(m *member) (err error) {
 }
 
 func (s *server) welcome(m *member) (f welcomeFrame, err error) {
-	f = welcomeFrame{Type: "welcome", Username: m.user.Name, Rooms: []roomFrame{}, Online: s.hub.Online()}
+	f = welcomeFrame{Type: "welcome", Username: m.user.Name, Rooms: []roomFrame{}}
 	if f.ID, err = s.store.LastID(context.Background()); err != nil {
 		return f, err
 	}
@@ -277,53 +291,37 @@ func (s *server) welcome(m *member) (f welcomeFrame, err error) {
 }
 
 func (s *server) onFrame(m *member, in clientFrame) error {
-	e := Event{Author: m.user, CID: in.CID, Target: in.ID}
+	var room Room
 	switch in.Type {
 	case "message", "read", "typing":
-		room, err := s.store.Room(in.Room)
-		if err != nil {
+		var err error
+		if room, err = s.store.Room(in.Room); err != nil {
 			return refuse(http.StatusNotFound, "unknown_room")
 		}
-		e.Room = room
 	}
-	switch in.Type {
-	case "message", "edit":
-		if err := checkMessage(in.Message); err != nil {
-			return err
-		}
-		e.Kind, e.Body = Kind(in.Type), in.Message
-		if e.Kind == KindMessage {
-			e.Target = in.ReplyTo
-		}
-	case "delete":
-		e.Kind = KindDelete
-	case "react":
-		if in.Emoji == "" || len(in.Emoji) > maxEmoji {
-			return refuse(http.StatusBadRequest, "bad_frame")
-		}
-		e.Kind, e.Body = KindReact, in.Emoji
-		if in.On != nil && !*in.On {
-			e.Kind = KindUnreact
-		}
-	case "read":
-		e.Kind = KindRead
-		if err := s.posts.check("reads of " + m.throttleKey()); err != nil {
-			return err
-		}
-		return s.ask(m, e, func(Event) {})
-	case "typing":
+	e, err := in.event(m.user, room)
+	if err != nil {
+		return err
+	}
+	if e.Kind == KindTyping {
 		if s.typing.allow(m.throttleKey()) {
-			e.Kind = KindTyping
 			s.hub.Publish([]Event{e})
 		}
 		return nil
-	default:
-		return refuse(http.StatusBadRequest, "unknown_type")
 	}
-	if err := s.posts.check(m.throttleKey()); err != nil {
+	if err := s.throttlePost(m.throttleKey(), e); err != nil {
 		return err
 	}
 	return s.append(m, e)
+}
+
+// throttlePost counts an event against its author. Reading is counted apart, or it
+// would leave less for speaking.
+func (s *server) throttlePost(author string, e Event) error {
+	if e.Kind == KindRead {
+		author = "reads of " + author
+	}
+	return s.posts.check(author)
 }
 
 // roomSocket is the tutorials' kind of socket: one room, messages only. parse

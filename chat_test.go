@@ -30,6 +30,8 @@ var update = flag.Bool("update", false, "rewrite testdata/*.chat with what the s
 //	ann> open /ws            opens a socket, signed in as ann; names that begin with "someone" are not signed in
 //	ann> binary 00ff         sends a binary message
 //	ann> close               sends a Close frame and hangs up
+//	ann> post /path {…}      posts JSON over HTTP
+//	ann> get /path           asks for JSON
 //	ann> …                   sends a text message
 func TestTranscripts(t *testing.T) {
 	names, err := filepath.Glob("testdata/*.chat")
@@ -121,6 +123,14 @@ func (s *stage) act(who, what string) {
 		p = s.server.dial(arg, cookie)
 		s.peers[who] = p
 		go p.listen()
+	case verb == "get" || verb == "post":
+		if p == nil {
+			p = &peer{t: s.t}
+			s.peers[who], s.names = p, append(s.names, who)
+		}
+		path, body, _ := strings.Cut(arg, " ")
+		status, _, answer := s.server.browse(strings.ToUpper(verb), path, s.server.session(who), body, "Accept: application/json", "Content-Type: application/json")
+		p.note("%d %s", status, strings.TrimSpace(answer))
 	case p == nil:
 		s.t.Fatalf("%s has no socket for %q", who, what)
 	case verb == "close":

@@ -2,12 +2,14 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"crypto/subtle"
 	"embed"
 	"errors"
 	"fmt"
 	"html/template"
+	"io"
 	"log/slog"
 	"math"
 	"net/http"
@@ -151,7 +153,11 @@ func (s *server) sentence(lang string, p *problem) string {
 }
 
 func wantsJSON(r *http.Request) bool {
-	return strings.Contains(r.Header.Get("Accept"), "application/json")
+	return strings.Contains(r.Header.Get("Accept"), "application/json") || sendsJSON(r)
+}
+
+func sendsJSON(r *http.Request) bool {
+	return strings.HasPrefix(r.Header.Get("Content-Type"), "application/json")
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {
@@ -428,7 +434,10 @@ func (s *server) handleRoom(w http.ResponseWriter, r *http.Request, v visitor) e
 		s.redirect(w, r, roomPath(room.Name)+query(r))
 		return nil
 	}
-	if wantsJSON(r) {
+	switch {
+	case wantsJSON(r) && r.FormValue("since") != "":
+		return s.sendMissed(w, r, room)
+	case wantsJSON(r):
 		return s.sendHistory(w, r, room)
 	}
 	return s.showRoom(w, r, v, room, http.StatusOK, page{})
@@ -445,8 +454,13 @@ func query(r *http.Request) string {
 
 // history is a page of messages, oldest first.
 type history struct {
-	Messages []eventFrame `json:"messages"`
-	Older    int64        `json:"older"` // 0, or the before= of the next page
+	Messages []historyFrame `json:"messages"`
+	Older    int64          `json:"older"` // 0, or the before= of the next page
+}
+
+type historyFrame struct {
+	eventFrame
+	Reactions map[string][]string `json:"reactions,omitempty"` // names by emoji
 }
 
 func (s *server) sendHistory(w http.ResponseWriter, r *http.Request, room Room) error {
@@ -458,14 +472,44 @@ func (s *server) sendHistory(w http.ResponseWriter, r *http.Request, room Room) 
 	if err != nil {
 		return err
 	}
-	h := history{Messages: []eventFrame{}}
+	reactions, err := s.store.Reactions(r.Context(), events)
+	if err != nil {
+		return err
+	}
+	h := history{Messages: []historyFrame{}}
 	for _, e := range events {
-		h.Messages = append(h.Messages, newEventFrame(e))
+		h.Messages = append(h.Messages, historyFrame{newEventFrame(e), reactions[e.ID]})
 	}
 	if more {
 		h.Older = events[0].ID
 	}
 	writeJSON(w, http.StatusOK, h)
+	return nil
+}
+
+// missed is a page of the log, oldest first.
+type missed struct {
+	Events []eventFrame `json:"events"`
+	ID     int64        `json:"id"`   // the since= of the next page
+	More   bool         `json:"more"` // there may be one already
+}
+
+// sendMissed is what a socket replays, for those who have none.
+func (s *server) sendMissed(w http.ResponseWriter, r *http.Request, room Room) error {
+	since, _, err := numberOf(r, "since")
+	if err != nil {
+		return err
+	}
+	events, more, err := s.store.Since(r.Context(), room.ID, since, replayPage)
+	if err != nil {
+		return err
+	}
+	answer := missed{Events: []eventFrame{}, ID: since, More: more}
+	for _, e := range events {
+		answer.Events = append(answer.Events, newEventFrame(e))
+		answer.ID = e.ID
+	}
+	writeJSON(w, http.StatusOK, answer)
 	return nil
 }
 
@@ -502,33 +546,64 @@ func (s *server) showRoom(w http.ResponseWriter, r *http.Request, v visitor, roo
 // newCID makes an id for a form: a form that is sent twice is one message.
 func newCID() string { return fmt.Sprintf("%012x%s", time.Now().UnixMilli(), rand.Text()[:20]) }
 
-// handlePost is the composer without JavaScript.
+// handlePost takes what a socket takes: a frame of chatd.v1 as JSON, or the form
+// of the composer without JavaScript.
 func (s *server) handlePost(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
+	in, err := readFrame(r)
+	if err != nil {
+		return err
 	}
 	room, err := s.enter(r, v, r.PathValue("room"))
 	if err != nil {
 		return err
 	}
-	text := strings.ReplaceAll(r.PostFormValue("message"), "\r\n", "\n") // as forms send it
-	e, err := s.post(r, v, Event{Kind: KindMessage, Room: room, Author: v.User, CID: r.PostFormValue("cid"), Body: text})
-	if err != nil {
+	e, err := s.post(v, room, in)
+	switch {
+	case wantsJSON(r) && err != nil:
+		return err
+	case wantsJSON(r):
+		writeJSON(w, http.StatusOK, newEventFrame(e))
+	case err != nil:
 		p := problemOf(err)
-		return s.showRoom(w, r, v, room, p.status, page{Error: s.sentence(language(r), p), Form: map[string]string{"message": text}})
+		return s.showRoom(w, r, v, room, p.status, page{Error: s.sentence(language(r), p), Form: map[string]string{"message": in.Message}})
+	default:
+		s.redirect(w, r, fmt.Sprintf("%s#m%d", roomPath(room.Name), e.ID))
 	}
-	s.redirect(w, r, fmt.Sprintf("%s#m%d", roomPath(room.Name), e.ID))
 	return nil
 }
 
-func (s *server) post(r *http.Request, v visitor, e Event) (Event, error) {
-	if len(e.CID) > maxCID {
-		return e, refuse(http.StatusBadRequest, "bad_cid", maxCID)
+func readFrame(r *http.Request) (in clientFrame, err error) {
+	if sendsJSON(r) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return in, badForm(err)
+		}
+		if in, err = decodeFrame(body); err != nil {
+			return in, err
+		}
+	} else {
+		if err := r.ParseForm(); err != nil {
+			return in, badForm(err)
+		}
+		in.CID = r.PostFormValue("cid")
+		in.Message = strings.ReplaceAll(r.PostFormValue("message"), "\r\n", "\n") // as forms send it
 	}
-	if err := checkMessage(e.Body); err != nil {
-		return e, err
+	in.Type = cmp.Or(in.Type, string(KindMessage))
+	return in, nil
+}
+
+func (s *server) post(v visitor, room Room, in clientFrame) (Event, error) {
+	if len(in.CID) > maxCID {
+		return Event{}, refuse(http.StatusBadRequest, "bad_cid", maxCID)
 	}
-	if err := s.posts.check("user " + v.Name); err != nil {
+	e, err := in.event(v.User, room)
+	if err == nil && e.Kind == KindTyping { // nothing to keep
+		err = refuse(http.StatusBadRequest, "unknown_type")
+	}
+	if err == nil {
+		err = s.throttlePost("user "+v.Name, e)
+	}
+	if err != nil {
 		return e, err
 	}
 	return s.store.AppendWait(e)

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"net"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -230,6 +229,8 @@ type Hub struct {
 	users     map[int64]*presence  // by user id
 	members   map[*member]struct{} // all of them, also those that are in no room yet
 	news      map[int64]struct{}   // users whose presence may have to be announced
+	online    []string             // those announced, sorted
+	everyone  []byte               // the frame that says so
 	sockets   sync.WaitGroup       // one for each member
 	open      int                  // sockets admitted, in all and by address
 	addresses map[string]int
@@ -252,6 +253,7 @@ func NewHub(last int64, maxSockets, maxPerAddress int) *Hub {
 		stop:          make(chan struct{}),
 		swept:         make(chan struct{}),
 	}
+	h.listOnline()
 	go h.sweepLoop()
 	return h
 }
@@ -329,6 +331,9 @@ func (h *Hub) Join(m *member) (last int64, err error) {
 		p.members = append(p.members, m)
 		h.news[m.user.ID] = struct{}{}
 	}
+	if m.room == followsRooms {
+		m.push(h.everyone)
+	}
 	return h.last, nil
 }
 
@@ -396,16 +401,11 @@ func (h *Hub) deliver(members []*member, events []Event) {
 	}
 }
 
-// Online returns the names of the users who are here, sorted.
+// Online returns the names of the users whose presence has been announced, sorted.
 func (h *Hub) Online() []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	names := []string{}
-	for _, p := range h.users {
-		names = append(names, p.name)
-	}
-	slices.Sort(names)
-	return names
+	return h.online // replaced, never changed
 }
 
 // Drop closes the sockets that match, for good (1008).
@@ -514,11 +514,24 @@ func (h *Hub) announce() {
 	if len(f.Online)+len(f.Offline) == 0 {
 		return
 	}
+	slices.Sort(f.Online)
+	slices.Sort(f.Offline)
 	f.Type = "presence"
-	slices.SortFunc(f.Online, strings.Compare)
-	slices.SortFunc(f.Offline, strings.Compare)
 	frame := appendFrame(nil, opText, encodeJSON(f))
 	for _, m := range h.rooms[followsRooms] {
 		m.push(frame)
 	}
+	h.listOnline()
+}
+
+// listOnline needs h.mu.
+func (h *Hub) listOnline() {
+	h.online = []string{}
+	for _, p := range h.users {
+		if p.announced {
+			h.online = append(h.online, p.name)
+		}
+	}
+	slices.Sort(h.online)
+	h.everyone = appendFrame(nil, opText, encodeJSON(presenceFrame{Type: "presence", All: h.online}))
 }

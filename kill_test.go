@@ -177,7 +177,7 @@ func (test *killTest) compare(clients []*killClient) {
 	if err := store.read.QueryRow("PRAGMA integrity_check").Scan(&check); err != nil || check != "ok" {
 		t.Errorf("integrity: %s, %v", check, err)
 	}
-	stored, err := store.Since(t.Context(), 0, 0, 10*test.total)
+	stored, _, err := store.Since(t.Context(), 0, 0, 10*test.total)
 	if err != nil {
 		t.Fatal(err)
 	}

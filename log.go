@@ -36,7 +36,7 @@ type Event struct {
 	Body   string // text of a message or edit, emoji of a reaction
 
 	Edited  bool // message: Body is not what was first said
-	Deleted bool // message: Body is gone
+	Deleted bool // message or edit: Body is gone
 	Again   bool // a retried send: this is the row that the first try made
 }
 
@@ -59,27 +59,22 @@ var appliers = map[Kind]func(*writer, *Event) error{
 
 func (w *writer) message(e *Event) error {
 	if e.Target != 0 {
-		replied, err := w.target(e.Target)
-		if err != nil {
+		if _, err := w.target(e); err != nil {
 			return err
-		}
-		if replied.Room.ID != e.Room.ID {
-			return ErrNotFound
 		}
 	}
 	return w.append(e, "")
 }
 
 func (w *writer) edit(e *Event) error {
-	m, err := w.target(e.Target)
+	m, err := w.target(e)
 	if err != nil {
 		return err
 	}
 	if m.Author.ID != e.Author.ID {
 		return ErrForbidden
 	}
-	e.Room = m.Room
-	if err := w.append(e, m.Body); err != nil || e.Again {
+	if err := w.append(e, m.Body); err != nil {
 		return err
 	}
 	return w.exec("UPDATE log SET body = ?, edited = ? WHERE id = ?", e.Body, w.now.UnixMilli(), e.Target)
@@ -88,15 +83,14 @@ func (w *writer) edit(e *Event) error {
 // delete takes the text away, from the message and from its edits. Who wrote
 // and when stays.
 func (w *writer) delete(e *Event) error {
-	m, err := w.target(e.Target)
+	m, err := w.target(e)
 	if err != nil {
 		return err
 	}
 	if m.Author.ID != e.Author.ID && e.Author.Role != RoleAdmin {
 		return ErrForbidden
 	}
-	e.Room = m.Room
-	if err := w.append(e, ""); err != nil || e.Again {
+	if err := w.append(e, ""); err != nil {
 		return err
 	}
 	if err := w.exec("UPDATE log SET body = NULL, former = NULL WHERE id = ? OR target = ? AND kind = 'edit'", e.Target, e.Target); err != nil {
@@ -106,11 +100,9 @@ func (w *writer) delete(e *Event) error {
 }
 
 func (w *writer) react(e *Event) error {
-	m, err := w.target(e.Target)
-	if err != nil {
+	if _, err := w.target(e); err != nil {
 		return err
 	}
-	e.Room = m.Room
 	change := "INSERT INTO reactions (message, emoji, author) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 	if e.Kind == KindUnreact {
 		change = "DELETE FROM reactions WHERE message = ? AND emoji = ? AND author = ?"
@@ -126,15 +118,19 @@ func (w *writer) react(e *Event) error {
 	return w.append(e, "")
 }
 
-// target finds the message that an event is about, if it still has a text.
-func (w *writer) target(id int64) (Event, error) {
-	m := Event{ID: id}
-	err := w.queryRow(`
+// target finds the message that e is about, which must still have a text and be
+// in the room that e names. An e that names none gets that of the message.
+func (w *writer) target(e *Event) (m Event, err error) {
+	m.ID = e.Target
+	err = w.queryRow(`
 		SELECT l.author, l.body, r.id, r.name FROM log l JOIN rooms r ON r.id = l.room
-		WHERE l.id = ? AND l.kind = 'message' AND l.body IS NOT NULL`, id).
+		WHERE l.id = ? AND l.kind = 'message' AND l.body IS NOT NULL`, m.ID).
 		Scan(&m.Author.ID, &m.Body, &m.Room.ID, &m.Room.Name)
-	if errors.Is(err, sql.ErrNoRows) {
+	switch {
+	case errors.Is(err, sql.ErrNoRows), err == nil && e.Room.ID != 0 && e.Room.ID != m.Room.ID:
 		err = ErrNotFound
+	case err == nil:
+		e.Room = m.Room
 	}
 	return m, err
 }
@@ -155,13 +151,23 @@ func (w *writer) append(e *Event, former string) error {
 		}
 		return err
 	}
-	first, err := scanEvent(w.queryRow(selectEvents+"WHERE l.cid = ? AND l.author = ?", e.CID, e.Author.ID))
-	if err != nil {
-		return err
+	return w.recall(e)
+}
+
+// recall makes e what its author has stored under its cid, if anything.
+func (w *writer) recall(e *Event) error {
+	if e.CID == "" {
+		return nil
 	}
-	*e = first
-	e.Again = true
-	return nil
+	first, err := scanEvent(w.queryRow(selectEvents+"WHERE l.cid = ? AND l.author = ?", e.CID, e.Author.ID))
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	if err == nil {
+		*e = first
+		e.Again = true
+	}
+	return err
 }
 
 func (w *writer) room(e *Event) error {
@@ -210,47 +216,92 @@ func scanEvent(row interface{ Scan(...any) error }) (Event, error) {
 	err := row.Scan(&e.ID, &e.Kind, &e.Room.ID, &e.Room.Name, &e.Author.ID, &e.Author.Name, &e.Author.Role, &cid, &at, &target, &body, &e.Edited)
 	e.CID, e.Target, e.Body = cid.String, target.V, body.String
 	e.Time = time.UnixMilli(at).UTC()
-	e.Deleted = e.Kind == KindMessage && !body.Valid
+	e.Deleted = !body.Valid && e.Kind != KindDelete
 	return e, err
 }
 
-func (s *Store) events(ctx context.Context, where string, args ...any) ([]Event, error) {
+// events returns what a query finds. It stops early, and says that there is more,
+// when the texts have more than pageBytes.
+func (s *Store) events(ctx context.Context, where string, args ...any) (events []Event, more bool, err error) {
 	rows, err := s.read.QueryContext(ctx, selectEvents+where, args...)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer rows.Close()
-	var events []Event
-	for rows.Next() {
+	for size := 0; rows.Next(); {
+		if size > pageBytes {
+			return events, true, nil
+		}
 		e, err := scanEvent(rows)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		events = append(events, e)
+		size += len(e.Body)
 	}
-	return events, rows.Err()
+	return events, false, rows.Err()
 }
 
-// Since returns up to limit events after the cursor, in their order, of one room
-// or, with room 0, of all. Messages come with the text that they have now; edits
-// of what is deleted by now are left out.
-func (s *Store) Since(ctx context.Context, room, cursor int64, limit int) ([]Event, error) {
-	const rest = "l.id > ? AND (l.kind != 'edit' OR l.body IS NOT NULL) ORDER BY l.id LIMIT ?"
+// pageBytes bounds the memory of a page of long messages. With messages that are
+// as long as they may be, a page has nine.
+const pageBytes = 64 << 10
+
+// Since returns events after the cursor, in their order, of one room or, with
+// room 0, of all, limit at most, and whether there may be more. Every event of
+// the log is there, however old; messages come with the text that they have now.
+func (s *Store) Since(ctx context.Context, room, cursor int64, limit int) (page []Event, more bool, err error) {
 	if room == 0 {
-		return s.events(ctx, "WHERE "+rest, cursor, limit)
+		page, more, err = s.events(ctx, "WHERE l.id > ? ORDER BY l.id LIMIT ?", cursor, limit)
+	} else {
+		page, more, err = s.events(ctx, "WHERE l.room = ? AND l.id > ? ORDER BY l.id LIMIT ?", room, cursor, limit)
 	}
-	return s.events(ctx, "WHERE l.room = ? AND "+rest, room, cursor, limit)
+	return page, more || len(page) == limit, err
 }
 
 // Page returns the newest messages of a room with ids below before, oldest first,
 // limit at most, and whether there are older ones.
 func (s *Store) Page(ctx context.Context, room, before int64, limit int) (page []Event, older bool, err error) {
-	page, err = s.events(ctx, "WHERE l.room = ? AND l.kind = 'message' AND l.id < ? ORDER BY l.id DESC LIMIT ?", room, before, limit+1)
+	page, older, err = s.events(ctx, "WHERE l.room = ? AND l.kind = 'message' AND l.id < ? ORDER BY l.id DESC LIMIT ?", room, before, limit+1)
 	if len(page) > limit {
 		page, older = page[:limit], true
 	}
 	slices.Reverse(page)
 	return page, older, err
+}
+
+// Reactions returns who reacts to the messages of a page: names by emoji by id.
+func (s *Store) Reactions(ctx context.Context, page []Event) (map[int64]map[string][]string, error) {
+	ids := make([]int64, len(page))
+	for i, e := range page {
+		ids[i] = e.ID
+	}
+	rows, err := s.read.QueryContext(ctx, `
+		SELECT message, emoji, u.name FROM reactions JOIN users u ON u.id = author
+		WHERE message IN (SELECT value FROM json_each(?))`, string(encodeJSON(ids)))
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	found := make(map[int64]map[string][]string)
+	for rows.Next() {
+		var id int64
+		var emoji, name string
+		if err := rows.Scan(&id, &emoji, &name); err != nil {
+			return nil, err
+		}
+		if found[id] == nil {
+			found[id] = make(map[string][]string)
+		}
+		found[id][emoji] = append(found[id][emoji], name)
+	}
+	return found, rows.Err()
+}
+
+// Skip returns the cursor that leaves most events to replay, or the given one if
+// it leaves no more than that.
+func (s *Store) Skip(ctx context.Context, cursor int64, most int) (int64, error) {
+	err := s.read.QueryRowContext(ctx, "SELECT max(?, coalesce((SELECT id FROM log ORDER BY id DESC LIMIT 1 OFFSET ?), 0))", cursor, most).Scan(&cursor)
+	return cursor, err
 }
 
 // LastID returns the id of the newest event, 0 when there is none.

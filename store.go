@@ -47,10 +47,11 @@ type Store struct {
 	write, read *sql.DB
 	publish     func([]Event)
 
-	mu     sync.RWMutex // guards closed, and queue against being closed
-	closed bool
-	queue  chan *job     // closed by Close
-	done   chan struct{} // closed when commitLoop has returned
+	queue   chan *job      // closed by Close, after the last sender
+	done    chan struct{}  // closed when commitLoop has returned
+	mu      sync.Mutex     // guards closed
+	closed  bool           // no sender begins any more
+	senders sync.WaitGroup // those who put something into queue
 
 	roomsMu sync.RWMutex
 	rooms   map[string]Room // by key; rooms are never deleted
@@ -167,8 +168,9 @@ func (s *Store) Close() error {
 		return nil
 	}
 	s.closed = true
-	close(s.queue)
 	s.mu.Unlock()
+	s.senders.Wait() // the writer is still at work, so there will be room for them
+	close(s.queue)
 	<-s.done
 	return errors.Join(s.read.Close(), s.write.Close())
 }
@@ -219,11 +221,16 @@ func (s *Store) update(f func(*writer) error) error {
 }
 
 func (s *Store) enqueue(j *job) error {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	if s.closed {
+	s.mu.Lock()
+	closed := s.closed
+	if !closed {
+		s.senders.Add(1)
+	}
+	s.mu.Unlock()
+	if closed {
 		return ErrClosed
 	}
+	defer s.senders.Done()
 	s.queue <- j
 	return nil
 }
@@ -324,12 +331,16 @@ func (w *writer) commit(batch []*job) error {
 	return nil
 }
 
-// run applies one job. A message is a single statement, which SQLite undoes by
-// itself; what may take several is wrapped.
+// run applies one job, if it was not applied before. A plain message is a single
+// statement, which finds that out and which SQLite undoes by itself; what may
+// take several is wrapped.
 func (w *writer) run(j *job) error {
 	j.event.Time = w.now
-	if j.event.Kind == KindMessage {
+	if j.event.Kind == KindMessage && j.event.Target == 0 {
 		return j.apply(w, &j.event)
+	}
+	if err := w.recall(&j.event); err != nil || j.event.Again {
+		return err
 	}
 	if err := w.exec("SAVEPOINT job"); err != nil {
 		return err

@@ -107,7 +107,7 @@ func TestPublishedIsOnDiskInOrder(t *testing.T) {
 				t.Errorf("published %d after %d", e.ID, last)
 			}
 			last = e.ID
-			if stored, err := s.Since(t.Context(), 0, e.ID-1, 1); err != nil || len(stored) != 1 || stored[0] != e {
+			if stored, _, err := s.Since(t.Context(), 0, e.ID-1, 1); err != nil || len(stored) != 1 || stored[0] != e {
 				t.Errorf("published %+v, stored %+v, %v", e, stored, err)
 			}
 		}
@@ -212,7 +212,7 @@ func TestEditAndDelete(t *testing.T) {
 			t.Errorf("%s by another: %v, want ErrForbidden", e.Kind, err)
 		}
 	}
-	events, err := s.Since(t.Context(), 0, 0, 10)
+	events, _, err := s.Since(t.Context(), 0, 0, 10)
 	if err != nil || len(events) != 2 || events[0].Body != "two" || !events[0].Edited || events[1].Kind != KindEdit {
 		t.Errorf("after the edit: %+v, %v", events, err)
 	}

@@ -136,7 +136,7 @@ func newEventFrame(e Event) eventFrame {
 		f.Message, f.Edited, f.Deleted = e.Body, e.Edited, e.Deleted
 		f.Target, f.ReplyTo = 0, e.Target
 	case KindEdit:
-		f.Message = e.Body
+		f.Message, f.Deleted = e.Body, e.Deleted
 	case KindReact, KindUnreact:
 		on := e.Kind == KindReact
 		f.Type, f.Emoji, f.On = "react", e.Body, &on
@@ -156,7 +156,6 @@ type welcomeFrame struct {
 	Username string      `json:"username"`
 	ID       int64       `json:"id"` // newest event there is
 	Rooms    []roomFrame `json:"rooms"`
-	Online   []string    `json:"online"`
 }
 
 type roomFrame struct {
@@ -170,9 +169,16 @@ type caughtUpFrame struct {
 	ID   int64  `json:"id"`   // everything up to here has been sent
 }
 
+type behindFrame struct {
+	Type   string `json:"type"`   // behind
+	ID     int64  `json:"id"`     // nothing up to here will be sent
+	Missed int64  `json:"missed"` // events between the client's cursor and id, or fewer
+}
+
 type presenceFrame struct {
-	Type    string   `json:"type"` // presence
-	Online  []string `json:"online,omitempty"`
+	Type    string   `json:"type"`             // presence
+	All     []string `json:"all,omitzero"`     // after caught_up: who is online
+	Online  []string `json:"online,omitempty"` // who came since
 	Offline []string `json:"offline,omitempty"`
 }
 
@@ -229,7 +235,8 @@ func encodeJSON(v any) []byte {
 // clientFrame is what clients send, in chatd.v1 and in the tutorials' formats.
 type clientFrame struct {
 	Type     string `json:"type"`
-	Since    *int64 `json:"since"`
+	Since    *int64 `json:"since"` // hello: the cursor
+	Most     *int   `json:"most"`  // hello: skip older events if more than these were missed
 	Room     string `json:"room"`
 	CID      string `json:"cid"`
 	Message  string `json:"message"`
@@ -255,6 +262,32 @@ func decodeFrame(msg []byte) (f clientFrame, err error) {
 		return f, refuse(400, "bad_cid", maxCID)
 	}
 	return f, nil
+}
+
+// event makes of a frame of chatd.v1 the event that it asks for. What concerns a
+// message may leave the room out.
+func (f clientFrame) event(author User, room Room) (Event, error) {
+	e := Event{Kind: Kind(f.Type), Room: room, Author: author, CID: f.CID, Target: f.ID}
+	switch e.Kind {
+	case KindMessage:
+		e.Target, e.Body = f.ReplyTo, f.Message
+		return e, checkMessage(f.Message)
+	case KindEdit:
+		e.Body = f.Message
+		return e, checkMessage(f.Message)
+	case KindReact:
+		e.Body = f.Emoji
+		if f.On != nil && !*f.On {
+			e.Kind = KindUnreact
+		}
+		if f.Emoji == "" || len(f.Emoji) > maxEmoji {
+			return e, refuse(400, "bad_frame")
+		}
+		return e, nil
+	case KindDelete, KindRead, KindTyping:
+		return e, nil
+	}
+	return e, refuse(400, "unknown_type")
 }
 
 // checkMessage returns the problem of a text, if it has one.

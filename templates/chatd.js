@@ -8,6 +8,7 @@ const lang = document.documentElement.lang;
 
 const maxRows = 300; // kept in the page while the reader is at the end
 const maxOutbox = 200;
+const maxMissed = 2000; // with more to catch up on, the newest page is quicker
 const nearEnd = 100, nearStart = 300; // pixels
 const groupSpan = 5 * 60e3; // rows of one author closer than this share a name
 const ackWait = 8e3, welcomeWait = 10e3;
@@ -484,8 +485,9 @@ function join(name) {
   byId("people").insertBefore(li, [...byId("people").children].find(o => inOrder(o.dataset.name, name) > 0) ?? null);
 }
 
-function onPresence({ online = [], offline = [] }) {
-  for (const name of offline) {
+function onPresence({ all, online = all ?? [], offline = [] }) {
+  const here = all && new Set([...all, client.username]); // the server announces people with a delay
+  for (const name of here ? [...people.keys()].filter(name => !here.has(name)) : offline) {
     people.get(name)?.remove();
     people.delete(name);
   }
@@ -512,7 +514,7 @@ function connect() {
   const socket = new WebSocket(`${location.protocol.replace("http", "ws")}//${location.host}${client.base}/ws`, "chatd.v1");
   const ifCurrent = handle => event => { if (socket === net.socket) handle(event); };
   Object.assign(net, { socket, opened: false, byHand: false, missed: 0, timer: setTimeout(lose, welcomeWait) });
-  socket.onopen = ifCurrent(() => { net.opened = true; post({ type: "hello", since: cursor }); });
+  socket.onopen = ifCurrent(() => { net.opened = true; post({ type: "hello", since: cursor, most: maxMissed }); });
   socket.onmessage = ifCurrent(event => onFrame(JSON.parse(event.data)));
   socket.onclose = ifCurrent(event => lose(event.code));
   setConnection("connecting");
@@ -562,9 +564,10 @@ function onFrame(f) {
     case "read": return onRead(f);
     case "presence": return onPresence(f);
     case "room": return void roomNamed(f.room);
+    case "behind": return location.reload();
     case "error": return f.cid ? refuse(f) : say(f.error);
     case "message": onMessage(f); break;
-    case "edit": change(f.target, li => showText(li, f.message, true)); break;
+    case "edit": if (!f.deleted) change(f.target, li => showText(li, f.message, true)); break;
     case "delete": change(f.target, showDeleted); break;
     case "caught_up": onCaughtUp(); break;
     case "react": break;
@@ -582,7 +585,6 @@ function onWelcome(f) {
   list.setAttribute("aria-live", "off");
   for (const r of f.rooms) roomNamed(r.room).unread = r.unread;
   lastRead = f.rooms.find(r => r.room === client.room)?.last_read_id ?? lastRead;
-  onPresence({ online: f.online, offline: [...people.keys()].filter(name => !f.online.includes(name)) });
 }
 
 function onMessage(f) {
