@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"math"
 	"net/http"
 	"time"
 )
@@ -107,15 +106,18 @@ func (s *server) refuse(m *member, err error, cid string) {
 // join puts m, which has seen everything up to m.from, into its room. It gets
 // every later event, once each and in order:
 //
-//  1. What is in the store is fed to it, until there is no more.
+//  1. What has been published is fed to it from the store, which has it.
 //  2. Hub.Join returns last. What is published later waits in the outbox, which is held.
-//  3. The store has all up to last: what 1 has not brought is fed now.
+//  3. What was published between 1 and 2 is fed now, up to last.
 //  4. The outbox is released.
 //
-// However long 1 takes, only what is said between 2 and 4 has to wait in memory.
+// So 1 and 3 bring what is up to last, and 2 what is after it. What the store has
+// and Publish has not yet had comes by 2 alone. However long 1 takes, only what is
+// said between 2 and 4 has to wait in memory; if it is too much, the socket is
+// closed, and the client's cursor is where 3 got to.
 func (s *server) join(m *member) error {
 	defer m.release()
-	cursor, err := s.replay(m, m.from, math.MaxInt64)
+	cursor, err := s.replay(m, m.from, s.hub.Last())
 	if err != nil {
 		return err
 	}
@@ -142,8 +144,8 @@ func (s *server) joined(m *member, err error) bool {
 	return err == nil
 }
 
-// replay feeds m the events after cursor, up to the id last, until there are no
-// more, and returns the new cursor. Of them it keeps one page in memory.
+// replay feeds m the events after cursor, up to the id last, and returns the new
+// cursor. Of them it keeps one page in memory.
 func (s *server) replay(m *member, cursor, last int64) (int64, error) {
 	for {
 		page, more, err := s.store.Since(context.Background(), m.room, cursor, replayPage)
@@ -167,8 +169,7 @@ func (s *server) replay(m *member, cursor, last int64) (int64, error) {
 }
 
 // append sends an event to the store. The answer is the event itself, which
-// comes to m with all others of its room, or a refusal. What was so already, like
-// a reaction that is made twice, has no id.
+// comes to m with all others of its room, or a refusal.
 func (s *server) append(m *member, e Event) error {
 	return s.ask(m, e, func(e Event) {
 		if e.Again && e.ID <= m.from { // it is not in what m gets
@@ -259,7 +260,7 @@ func (s *server) hello(m *member, in clientFrame) {
 func (s *server) catchUp(m *member, in clientFrame) (err error) {
 	m.from = *in.Since
 	if in.Most != nil {
-		if m.from, err = s.store.Skip(context.Background(), m.from, max(0, *in.Most)); err != nil {
+		if m.from, err = s.store.Skip(context.Background(), m.from, s.hub.Last(), max(0, *in.Most)); err != nil {
 			return err
 		}
 		if missed := m.from - *in.Since; missed > 0 {
@@ -279,10 +280,7 @@ func (s *server) joinLive(m *member) (err error) {
 }
 
 func (s *server) welcome(m *member) (f welcomeFrame, err error) {
-	f = welcomeFrame{Type: "welcome", Username: m.user.Name, Rooms: []roomFrame{}}
-	if f.ID, err = s.store.LastID(context.Background()); err != nil {
-		return f, err
-	}
+	f = welcomeFrame{Type: "welcome", Username: m.user.Name, ID: s.hub.Last(), Rooms: []roomFrame{}}
 	rooms, err := s.store.RoomStates(context.Background(), m.user)
 	for _, r := range rooms {
 		f.Rooms = append(f.Rooms, roomFrame{r.Name, r.LastRead, r.Unread})
@@ -291,13 +289,9 @@ func (s *server) welcome(m *member) (f welcomeFrame, err error) {
 }
 
 func (s *server) onFrame(m *member, in clientFrame) error {
-	var room Room
-	switch in.Type {
-	case "message", "read", "typing":
-		var err error
-		if room, err = s.store.Room(in.Room); err != nil {
-			return refuse(http.StatusNotFound, "unknown_room")
-		}
+	room, err := s.store.Room(in.Room)
+	if err != nil && (in.Room != "" || in.needsRoom()) {
+		return refuse(http.StatusNotFound, "unknown_room")
 	}
 	e, err := in.event(m.user, room)
 	if err != nil {

@@ -500,12 +500,16 @@ func (s *server) sendMissed(w http.ResponseWriter, r *http.Request, room Room) e
 	if err != nil {
 		return err
 	}
+	last := s.hub.Last() // a socket that goes on from here gets what is published later
 	events, more, err := s.store.Since(r.Context(), room.ID, since, replayPage)
 	if err != nil {
 		return err
 	}
 	answer := missed{Events: []eventFrame{}, ID: since, More: more}
 	for _, e := range events {
+		if e.ID > last {
+			break
+		}
 		answer.Events = append(answer.Events, newEventFrame(e))
 		answer.ID = e.ID
 	}
@@ -516,10 +520,7 @@ func (s *server) sendMissed(w http.ResponseWriter, r *http.Request, room Room) e
 func (s *server) showRoom(w http.ResponseWriter, r *http.Request, v visitor, room Room, status int, p page) error {
 	// The cursor is read first: what comes in between is in the page and comes
 	// over the socket too, where the script knows it by its id.
-	cursor, err := s.store.LastID(r.Context())
-	if err != nil {
-		return err
-	}
+	cursor := s.hub.Last()
 	before, paging, err := numberOf(r, "before")
 	if err != nil {
 		return err

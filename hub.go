@@ -311,9 +311,16 @@ func (h *Hub) Remove(m *member) {
 	}
 }
 
-// Join puts m into its room and returns the id of the last event published
-// before: m gets every later one, and finds every earlier one in the store, as
-// an event is published only after it is committed.
+// Last returns the id of the newest event published. The store has it and all
+// before; what it has after that is about to be published.
+func (h *Hub) Last() int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.last
+}
+
+// Join puts m into its room and returns what Last does: m gets every later event,
+// and no other.
 func (h *Hub) Join(m *member) (last int64, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

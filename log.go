@@ -99,6 +99,8 @@ func (w *writer) delete(e *Event) error {
 	return w.exec("DELETE FROM reactions WHERE message = ?", e.Target)
 }
 
+// react is logged even if it was so already: else its retry could undo what
+// came in between.
 func (w *writer) react(e *Event) error {
 	if _, err := w.target(e); err != nil {
 		return err
@@ -107,12 +109,7 @@ func (w *writer) react(e *Event) error {
 	if e.Kind == KindUnreact {
 		change = "DELETE FROM reactions WHERE message = ? AND emoji = ? AND author = ?"
 	}
-	r, err := w.conn.ExecContext(context.Background(), change, e.Target, e.Body, e.Author.ID)
-	if err != nil {
-		return err
-	}
-	if n, err := r.RowsAffected(); err != nil || n == 0 {
-		e.Again = true // it was so already: nothing happened
+	if err := w.exec(change, e.Target, e.Body, e.Author.ID); err != nil {
 		return err
 	}
 	return w.append(e, "")
@@ -185,14 +182,14 @@ func (w *writer) room(e *Event) error {
 	return w.queryRow("SELECT id, name FROM rooms WHERE key = ?", key).Scan(&e.Room.ID, &e.Room.Name)
 }
 
+// markRead moves the marker forward only.
 func (w *writer) markRead(e *Event) error {
+	asked := e.Target
 	err := w.queryRow(`
 		INSERT INTO reads (user, room, last_read_id) VALUES (?, ?, min(?, (SELECT coalesce(max(id), 0) FROM log)))
-		ON CONFLICT (user, room) DO UPDATE SET last_read_id = excluded.last_read_id WHERE excluded.last_read_id > last_read_id
-		RETURNING last_read_id`, e.Author.ID, e.Room.ID, e.Target).Scan(&e.Target)
-	if errors.Is(err, sql.ErrNoRows) {
-		e.Again, err = true, nil // it was further already
-	}
+		ON CONFLICT (user, room) DO UPDATE SET last_read_id = max(last_read_id, excluded.last_read_id)
+		RETURNING last_read_id`, e.Author.ID, e.Room.ID, asked).Scan(&e.Target)
+	e.Again = e.Target > asked
 	return err
 }
 
@@ -297,10 +294,11 @@ func (s *Store) Reactions(ctx context.Context, page []Event) (map[int64]map[stri
 	return found, rows.Err()
 }
 
-// Skip returns the cursor that leaves most events to replay, or the given one if
-// it leaves no more than that.
-func (s *Store) Skip(ctx context.Context, cursor int64, most int) (int64, error) {
-	err := s.read.QueryRowContext(ctx, "SELECT max(?, coalesce((SELECT id FROM log ORDER BY id DESC LIMIT 1 OFFSET ?), 0))", cursor, most).Scan(&cursor)
+// Skip returns the cursor that leaves most events up to the id last to replay, or
+// the given one if it leaves no more than that.
+func (s *Store) Skip(ctx context.Context, cursor, last int64, most int) (int64, error) {
+	err := s.read.QueryRowContext(ctx, "SELECT max(?, coalesce((SELECT id FROM log WHERE id <= ? ORDER BY id DESC LIMIT 1 OFFSET ?), 0))",
+		cursor, last, most).Scan(&cursor)
 	return cursor, err
 }
 

@@ -196,13 +196,17 @@ func lockData(dir string) (unlock func() error, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	db, err := sql.Open("sqlite", "file:"+filepath.Join(dir, "lock.db")+"?_txlock=exclusive")
+	path := filepath.Join(dir, "lock.db")
+	db, err := sql.Open("sqlite", "file:"+path+"?_txlock=exclusive")
 	if err != nil {
 		return nil, err
 	}
 	if _, err := db.Begin(); err != nil {
 		db.Close()
-		return nil, fmt.Errorf("another chatd serves %s (%w)", dir, err)
+		if sqliteCode(err) == 5 { // SQLITE_BUSY
+			return nil, fmt.Errorf("another chatd serves %s", dir)
+		}
+		return nil, explain(path, err)
 	}
 	return db.Close, nil
 }

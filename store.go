@@ -85,7 +85,7 @@ func OpenStore(dir string, publish func([]Event)) (*Store, error) {
 	write.SetMaxOpenConns(1)
 	if err := migrate(write, path, migrations); err != nil {
 		write.Close()
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, explain(path, err)
 	}
 	read, err := sql.Open("sqlite", dsn+"&_pragma=query_only(1)")
 	if err != nil {
@@ -107,7 +107,7 @@ func OpenStore(dir string, publish func([]Event)) (*Store, error) {
 		err = s.loadRooms()
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), read.Close(), write.Close())
+		return nil, errors.Join(explain(path, err), read.Close(), write.Close())
 	}
 	go s.commitLoop(w)
 	return s, nil
@@ -359,12 +359,35 @@ func (w *writer) run(j *job) error {
 
 // isOwnFault tells an error that concerns one job from one of the database.
 func isOwnFault(err error) bool {
-	const constraint, tooBig = 19, 18 // SQLite's primary result codes
-	if e, ok := errors.AsType[*sqlite.Error](err); ok {
-		code := e.Code() & 0xff
-		return code == constraint || code == tooBig
+	switch sqliteCode(err) {
+	case 18, 19: // SQLITE_TOOBIG, SQLITE_CONSTRAINT
+		return true
 	}
 	return errors.Is(err, ErrNotFound) || errors.Is(err, ErrForbidden) || errors.Is(err, ErrTaken)
+}
+
+// explain says what SQLite found wrong with a file in words for who starts chatd.
+func explain(path string, err error) error {
+	var why string
+	switch code := sqliteCode(err); code {
+	case 5, 6: // SQLITE_BUSY, SQLITE_LOCKED
+		why = "another program keeps it locked: "
+	case 3, 8, 14: // SQLITE_PERM, SQLITE_READONLY, SQLITE_CANTOPEN
+		why = "it cannot be written to, look at owner and permissions: "
+	case 11, 26: // SQLITE_CORRUPT, SQLITE_NOTADB
+		why = "it is damaged or no database, put a backup in its place: "
+	case 10, 13: // SQLITE_IOERR, SQLITE_FULL
+		why = "the disk is full or broken: "
+	}
+	return fmt.Errorf("%s: %s%w", path, why, err)
+}
+
+// sqliteCode returns SQLite's primary result code, 0 if the error is not from there.
+func sqliteCode(err error) int {
+	if e, ok := errors.AsType[*sqlite.Error](err); ok {
+		return e.Code() & 0xff
+	}
+	return 0
 }
 
 // exec and queryRow take no context: a transaction is never given up half-way,

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -264,8 +265,12 @@ func decodeFrame(msg []byte) (f clientFrame, err error) {
 	return f, nil
 }
 
-// event makes of a frame of chatd.v1 the event that it asks for. What concerns a
-// message may leave the room out.
+// needsRoom tells what cannot leave the room out, as it names no message.
+func (f clientFrame) needsRoom() bool {
+	return slices.Contains([]Kind{KindMessage, KindRead, KindTyping}, Kind(f.Type))
+}
+
+// event makes of a frame of chatd.v1 the event that it asks for.
 func (f clientFrame) event(author User, room Room) (Event, error) {
 	e := Event{Kind: Kind(f.Type), Room: room, Author: author, CID: f.CID, Target: f.ID}
 	switch e.Kind {

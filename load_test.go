@@ -1,0 +1,295 @@
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+var stalled = flag.Int("stalled", 20, "how many clients of TestStalledCrowd stop reading")
+
+// TestStalledCrowd has many clients stop reading in a room where much is said.
+// The others go on; chatd's memory stays bounded; and each of those who come back
+// gets, by its cursor, everything that it has missed.
+func TestStalledCrowd(t *testing.T) {
+	const messages, window = 800, 8
+	d := startDaemon(t, t.TempDir(), "-guests", "-rate", "0")
+	var crowd []*peer
+	for range *stalled {
+		p := dialTCP(t, d.addr, "/ws/chat/crowd/")
+		if err := p.conn.(*net.TCPConn).SetReadBuffer(64 << 10); err != nil {
+			t.Fatal(err)
+		}
+		crowd = append(crowd, p)
+	}
+	text := strings.Repeat("x", maxMessage-10)
+	speaker := dialTCP(t, d.addr, "/ws/chat/crowd/")
+	last := int64(0)
+	before := d.memory("VmRSS")
+	for sent, got := 0, 0; got < messages; got++ {
+		for ; sent < messages && sent < got+window; sent++ {
+			speaker.send(opText, fmt.Appendf(nil, `{"message":"%d %s"}`, sent, text))
+		}
+		f, err := speaker.nextChat()
+		if err != nil || f.ID <= last {
+			t.Fatalf("the speaker got %d after %d, %v", f.ID, last, err)
+		}
+		last = f.ID
+	}
+	t.Logf("%d messages of 8 KiB past %d stalled clients: chatd grew from %d to %d MiB", messages, len(crowd), before>>20, d.memory("VmRSS")>>20)
+	var closed atomic.Int64
+	var all sync.WaitGroup
+	for i, p := range crowd {
+		all.Go(func() {
+			seen, err := p.readIDs(0, last)
+			if err != nil {
+				closed.Add(1)
+				back := dialTCP(t, d.addr, fmt.Sprint("/ws/chat/crowd/?since=", seen))
+				defer back.conn.Close()
+				seen, err = back.readIDs(seen, last)
+			}
+			if seen != last {
+				t.Errorf("client %d got up to %d of %d: %v", i, seen, last, err)
+			}
+		})
+	}
+	all.Wait()
+	t.Logf("%d of %d were told to come back, and have everything", closed.Load(), len(crowd))
+	if closed.Load() == 0 {
+		t.Error("nobody was too slow")
+	}
+}
+
+func (p *peer) nextChat() (f chatFrame, err error) {
+	payload, err := p.nextText()
+	if err == nil {
+		err = json.Unmarshal(payload, &f)
+	}
+	return f, err
+}
+
+// readIDs reads messages up to the id last, which must follow each other.
+func (p *peer) readIDs(seen, last int64) (int64, error) {
+	for seen < last {
+		f, err := p.nextChat()
+		if err != nil {
+			return seen, err
+		}
+		if f.ID != seen+1 {
+			return seen, fmt.Errorf("%d came after %d", f.ID, seen)
+		}
+		seen = f.ID
+	}
+	return seen, nil
+}
+
+// memory is what chatd has resident (VmRSS), or had at most (VmHWM), in bytes; 0
+// where that cannot be told.
+func (d *daemon) memory(which string) int {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	var kB int
+	_, after, _ := strings.Cut(string(status), which+":")
+	fmt.Sscan(after, &kB)
+	return kB << 10
+}
+
+var (
+	crowdSize = flag.Int("crowd", 300, "how many clients of TestReconnectStorm come back at once")
+	churnTime = flag.Duration("churn", time.Second, "how long TestChurn lasts")
+	backlog   = flag.Int("backlog", 5000, "how many events the client of TestCatchUp has missed")
+)
+
+// TestReconnectStorm restarts chatd under a crowd, which comes back all at once
+// while somebody speaks. Everybody misses nothing.
+func TestReconnectStorm(t *testing.T) {
+	const users, before, after = 50, 20, 100
+	dir := t.TempDir()
+	names := []string{"speaker"}
+	for i := range users {
+		names = append(names, fmt.Sprint("user", i))
+	}
+	newPeople(t, dir, []string{"lobby"}, names...)
+	d := startDaemon(t, dir, "-rate", "0")
+	speaker := &sender{t: t, d: d, name: "speaker"}
+	speaker.connect()
+	crowd := make([]*sender, *crowdSize)
+	var all sync.WaitGroup
+	each := func(f func(*sender)) {
+		for _, s := range crowd {
+			all.Go(func() { f(s) })
+		}
+	}
+	for i := range crowd {
+		crowd[i] = &sender{t: t, d: d, name: names[1+i%users]}
+	}
+	slots := make(chan struct{}, 100) // the first time they come one after the other
+	each(func(s *sender) {
+		slots <- struct{}{}
+		s.connect()
+		<-slots
+	})
+	all.Wait()
+	for range before {
+		speaker.say()
+	}
+	each(func(s *sender) { s.readUpTo(before) })
+	all.Wait()
+	d.kill()
+	d.start()
+	began := time.Now()
+	each(func(s *sender) {
+		s.peer.conn.Close()
+		s.connect()
+	})
+	speaker.connect()
+	var slowest time.Duration
+	for range after {
+		sent := time.Now()
+		if code := speaker.say(); code != "" {
+			t.Errorf("the speaker was told %s", code)
+		}
+		slowest = max(slowest, time.Since(sent))
+	}
+	all.Wait()
+	back := time.Since(began)
+	each(func(s *sender) { s.readUpTo(before + after) })
+	all.Wait()
+	t.Logf("%d clients were back after %v; the slowest of %d messages meanwhile took %v; chatd has %d MiB", len(crowd), back.Round(time.Millisecond),
+		after, slowest.Round(time.Millisecond), d.memory("VmHWM")>>20)
+	for _, s := range crowd {
+		s.conn.Close()
+	}
+}
+
+// readUpTo reads until a client has seen n messages, in order.
+func (s *sender) readUpTo(n int) {
+	for len(s.seen) < n {
+		s.await(func(f eventFrame) bool { return f.Type == "message" })
+	}
+	for i, cid := range s.seen {
+		if want := fmt.Sprint("speaker", i+1); cid != want {
+			s.t.Errorf("%s got %s, want %s", s.name, cid, want)
+			return
+		}
+	}
+}
+
+// TestChurn has clients join and leave a room as fast as they can, while people
+// chat there and in another. Nothing is lost in either.
+func TestChurn(t *testing.T) {
+	const people, window, churners = 10, 4, 8
+	d := startDaemon(t, t.TempDir(), "-guests", "-rate", "0")
+	var stop atomic.Bool
+	var churned atomic.Int64
+	var all sync.WaitGroup
+	for range churners {
+		all.Go(func() {
+			for !stop.Load() {
+				dialTCP(t, d.addr, "/ws/chat/busy/").conn.Close()
+				churned.Add(1)
+			}
+		})
+	}
+	seen := make(map[string][][]string) // what each saw, by room
+	for _, room := range []string{"busy", "quiet"} {
+		peers := make([]*peer, people)
+		for i := range peers {
+			peers[i] = dialTCP(t, d.addr, "/ws/chat/"+room+"/")
+		}
+		views := make([][]string, people)
+		seen[room] = views
+		for i, p := range peers {
+			all.Go(func() {
+				var heard []string
+				for sent := 0; len(heard) == 0 || heard[len(heard)-1] != "end"; {
+					for ; i == 0 && sent < len(heard)+window && !stop.Load(); sent++ {
+						p.send(opText, fmt.Appendf(nil, `{"message":"%d"}`, sent))
+					}
+					if i == 0 && stop.Load() && len(heard) == sent {
+						p.send(opText, []byte(`{"message":"end"}`))
+					}
+					f, err := p.nextChat()
+					if err != nil {
+						t.Errorf("%s: client %d, after %d messages: %v", room, i, len(heard), err)
+						break
+					}
+					heard = append(heard, f.Message)
+				}
+				views[i] = heard
+			})
+		}
+	}
+	time.Sleep(*churnTime)
+	stop.Store(true)
+	all.Wait()
+	for room, views := range seen {
+		n := len(views[0]) - 1
+		for i, view := range views {
+			if !slices.Equal(view, views[0]) || n < 1 || view[n-1] != fmt.Sprint(n-1) {
+				t.Errorf("%s: client %d saw %d messages, the speaker %d", room, i, len(view), len(views[0]))
+			}
+		}
+		t.Logf("%s: each of %d clients saw all %d messages", room, people, n)
+	}
+	t.Logf("%.0f joins and as many leaves a second", float64(churned.Load())/churnTime.Seconds())
+}
+
+// TestCatchUp has a client come back that was away for long. It gets everything,
+// and chatd's memory does not grow with what it missed.
+func TestCatchUp(t *testing.T) {
+	dir := t.TempDir()
+	newPeople(t, dir, []string{"lobby"}, "ann")
+	store, err := OpenStore(dir, func([]Event) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ann, _, err := store.UserByName(t.Context(), "ann")
+	if err != nil {
+		t.Fatal(err)
+	}
+	room, err := store.Room("lobby")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fail := func(_ Event, err error) {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	for i := range *backlog {
+		e := Event{Kind: KindMessage, Room: room, Author: ann, CID: fmt.Sprint("ann", i+1), Body: strings.Repeat("x", 100)}
+		if i%10 == 9 {
+			e = Event{Kind: KindEdit, Author: ann, Target: int64(i), Body: "edited"}
+		}
+		if err := store.Append(e, fail); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d := startDaemon(t, dir)
+	before := d.memory("VmHWM")
+	began := time.Now()
+	p := dialTCP(t, d.addr, "/ws", "Cookie: "+cookieOf("ann"))
+	p.send(opText, []byte(`{"type":"hello","since":0}`))
+	for want := int64(1); want <= int64(*backlog); want++ {
+		if f, err := p.nextEvent(); err != nil || f.ID != want {
+			t.Fatalf("got %d, want %d; %v", f.ID, want, err)
+		}
+	}
+	took := time.Since(began)
+	t.Logf("%d events in %v, %.0f a second; chatd's peak grew from %d to %d KiB", *backlog, took.Round(time.Millisecond),
+		float64(*backlog)/took.Seconds(), before>>10, d.memory("VmHWM")>>10)
+}
