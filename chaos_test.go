@@ -91,13 +91,14 @@ var chaosCounts = [...]string{"operations", "messages", "sent again", "sent twic
 	"kill -9", "SIGTERM", "power cuts", "disk faults", "refused because of those"}
 
 type chaos struct {
-	t      *testing.T
-	d      *daemon
-	random *rand.Rand // of the goroutine that does the accidents
-	people []*chaosClient
-	ending atomic.Bool  // nothing new is begun
-	volume atomic.Int64 // bytes of text that have been acknowledged
-	count  [len(chaosCounts)]atomic.Int64
+	t       *testing.T
+	d       *daemon
+	random  *rand.Rand // of the goroutine that does the accidents
+	people  []*chaosClient
+	ending  atomic.Bool  // nothing new is begun
+	stalled atomic.Bool  // somebody does not read
+	volume  atomic.Int64 // bytes of text that have been acknowledged
+	count   [len(chaosCounts)]atomic.Int64
 
 	mu           sync.Mutex // guards the rest
 	acknowledged []*chaosOp
@@ -154,7 +155,7 @@ func (c *chaos) run(length time.Duration) {
 		all.Go(p.live)
 	}
 	for end := time.Now().Add(length); time.Now().Before(end) && !c.t.Failed(); {
-		time.Sleep(time.Duration(c.random.IntN(300)) * time.Millisecond)
+		time.Sleep(10 * time.Millisecond << c.random.IntN(9)) // up to 2.6 s, time enough to overflow
 		switch c.random.IntN(8) {
 		case 0:
 			c.d.stop()
@@ -278,9 +279,9 @@ func (c *chaosClient) connection(done func() bool) error {
 		return err // there is no chatd now
 	}
 	defer conn.Close()
-	since, slow := c.cursor, c.random.IntN(8) == 0
+	since, slow := c.cursor, c.random.IntN(2) == 0
 	if slow {
-		conn.(*net.TCPConn).SetReadBuffer(64 << 10)
+		conn.(*net.TCPConn).SetReadBuffer(64 << 10) // so that a stall shows at once
 	}
 	p := &peer{t: c.t, conn: conn}
 	if err := p.tryHandshake("/ws", "Cookie: "+cookieOf(c.name)); err != nil {
@@ -341,7 +342,7 @@ func (c *chaosClient) write(conn net.Conn, f clientFrame) error {
 
 // accident is what happens to connections.
 func (c *chaosClient) accident(conn net.Conn, slow bool) error {
-	if slow && c.random.IntN(8) == 0 {
+	if slow && c.random.IntN(50) == 0 {
 		time.Sleep(time.Millisecond)
 	}
 	switch c.random.IntN(1500) {
@@ -352,10 +353,14 @@ func (c *chaosClient) accident(conn net.Conn, slow bool) error {
 		frame := maskedFrame(0x80|opText, encodeJSON(clientFrame{Type: "message", Room: "lobby", CID: c.name + "-half", Message: "half a message"}))
 		conn.Write(frame[:1+c.random.IntN(len(frame)-1)])
 		return net.ErrClosed
-	case 2: // stall while much is said
+	case 2, 3: // stall while the others say much
+		if !slow || !c.stalled.CompareAndSwap(false, true) {
+			break
+		}
+		defer c.stalled.Store(false)
 		c.count[stalls].Add(1)
-		end := time.Now().Add(chaosPatience)
-		for target := c.volume.Load() + 4*outboxMost; c.volume.Load() < target && time.Now().Before(end); {
+		end := time.Now().Add(3 * time.Second)
+		for target := c.volume.Load() + 10*outboxMost; c.volume.Load() < target && time.Now().Before(end); {
 			time.Sleep(5 * time.Millisecond)
 		}
 	}
@@ -395,7 +400,7 @@ func (c *chaosClient) begin() *chaosOp {
 // text is different each time, and now and then as long as a text may be.
 func (c *chaosClient) text(cid string) string {
 	n := c.random.IntN(200)
-	if c.random.IntN(8) == 0 {
+	if c.random.IntN(4) == 0 {
 		n = maxMessage - len(cid) - 1
 	}
 	return cid + " " + strings.Repeat("x", n)
@@ -403,7 +408,7 @@ func (c *chaosClient) text(cid string) string {
 
 // send sends an operation over the socket, or over HTTP, or both, or twice.
 func (c *chaosClient) send(conn net.Conn, op *chaosOp) error {
-	switch c.random.IntN(12) {
+	switch c.random.IntN(30) {
 	case 0:
 		op.plain = false
 		c.count[overHTTP].Add(1)
@@ -834,7 +839,7 @@ func TestChaosFindsFaults(t *testing.T) {
 				t.Fatal(err)
 			}
 			began := time.Now()
-			out, err := exec.Command("go", "test", "-overlay", list, "-count=1", "-run", "^TestChaos$", ".", "-args", "-chaos", "1m").CombinedOutput()
+			out, err := exec.Command("go", "test", "-overlay", list, "-count=1", "-run", "^TestChaos$", ".", "-args", "-chaos", "3m").CombinedOutput()
 			if err == nil || !bytes.Contains(out, []byte("chaos_test.go")) || bytes.Contains(out, []byte("build failed")) {
 				t.Fatalf("it was not found: %v\n%.4000s", err, out)
 			}

@@ -97,9 +97,7 @@ func (s *server) listen(m *member, receive func(text []byte) (cid string, err er
 // refuse tells the peer, in its language, why something was not done.
 func (s *server) refuse(m *member, err error, cid string) {
 	p := problemOf(err)
-	if p.status >= http.StatusInternalServerError {
-		s.log.Error("socket", "user", m.user.Name, "err", err)
-	}
+	s.complain(p, "socket", "user", m.user.Name, "err", err)
 	m.push(appendFrame(nil, opText, m.dialect.refuse(p, s.sentence(m.language, p), cid)))
 }
 

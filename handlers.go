@@ -43,10 +43,11 @@ type server struct {
 	trusted       []netip.Prefix // proxies whose X-Forwarded-For is believed
 	socketOrigins *http.CrossOriginProtection
 
-	hashSlots chan struct{} // taken while a password is hashed
-	logins    *throttle
-	posts     *throttle // messages and whatever else is kept
-	typing    *throttle
+	hashSlots  chan struct{} // taken while a password is hashed
+	logins     *throttle
+	posts      *throttle // messages and whatever else is kept
+	typing     *throttle
+	complaints *throttle // lines of the log about one kind of failure
 
 	assets map[string]asset
 	words  map[string]catalogue                     // by language
@@ -133,9 +134,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, v visitor, err err
 		err = refuse(http.StatusRequestEntityTooLarge, "too_large")
 	}
 	p := problemOf(err)
-	if p.status >= http.StatusInternalServerError {
-		s.log.Error("request", "pattern", r.Pattern, "err", err)
-	}
+	s.complain(p, "request", "pattern", r.Pattern, "err", err)
 	sentence := s.sentence(language(r), p)
 	switch {
 	case wantsSocket(r) || p.status == http.StatusUpgradeRequired:
@@ -144,6 +143,14 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, v visitor, err err
 		writeJSON(w, p.status, problemFrame{"error", p.code, "", sentence})
 	default:
 		s.render(w, r, v, p.status, "error.html", page{Error: sentence})
+	}
+}
+
+// complain logs what is not the visitor's fault. On a full disk that would be a
+// line for every message, so some is left out.
+func (s *server) complain(p *problem, what string, args ...any) {
+	if p.status >= http.StatusInternalServerError && s.complaints.allow(p.code) {
+		s.log.Error(what, args...)
 	}
 }
 

@@ -219,6 +219,7 @@ func newServer(c config, store *Store, hub *Hub, log *slog.Logger) (*server, err
 		logins:        newThrottle(loginBurst, loginPerSecond),
 		posts:         newThrottle(burstSeconds*c.rate, c.rate),
 		typing:        newThrottle(burstSeconds, 1),
+		complaints:    newThrottle(10, 0.2),
 	}
 	public, err := url.Parse(c.url)
 	if err != nil || c.url != "" && (public.Host == "" || public.Scheme != "http" && public.Scheme != "https") {
