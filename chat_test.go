@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -150,12 +151,19 @@ type testServer struct {
 	http     *http.Server
 	listener *memoryListener
 	closed   bool
+	gate     atomic.Pointer[chan struct{}] // what is committed is not published before it is closed
 }
 
 func newTestServer(t *testing.T, dir string, guests bool) *testServer {
 	t.Helper()
 	var hub *Hub
-	store, err := OpenStore(dir, func(events []Event) { hub.Publish(events) })
+	ts := &testServer{t: t, listener: &memoryListener{conns: make(chan net.Conn), done: make(chan struct{})}}
+	store, err := OpenStore(dir, func(events []Event) {
+		if gate := ts.gate.Load(); gate != nil {
+			<-*gate
+		}
+		hub.Publish(events)
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,12 +173,11 @@ func newTestServer(t *testing.T, dir string, guests bool) *testServer {
 	}
 	hub = NewHub(last, 0, 0)
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
-	s, err := newServer(config{guests: guests, rate: 5, trust: "127.0.0.0/8"}, store, hub, log)
+	ts.server, err = newServer(config{guests: guests, rate: 5, trust: "127.0.0.0/8"}, store, hub, log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ts := &testServer{server: s, t: t, listener: &memoryListener{conns: make(chan net.Conn), done: make(chan struct{})}}
-	ts.http = s.httpServer()
+	ts.http = ts.httpServer()
 	go ts.http.Serve(ts.listener)
 	t.Cleanup(ts.close)
 	return ts

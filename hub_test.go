@@ -88,6 +88,137 @@ func TestJoinWhilePublishing(t *testing.T) {
 	})
 }
 
+// TestJoinInterleavings stops a client's replay at each point where something else
+// can come in between, and lets it come in. net.Pipe makes that exact: a write
+// takes as long as the client wants. The points, by what the client has read of
+// welcome, two pages and caught_up:
+//
+//	0  nothing: the first page is on its way (join's step 1)
+//	1  welcome: the second, short page has been read from the store (the end of 1)
+//	2  the first page: it is in the room, and what comes is held (2 to 4)
+//	3  both pages: the same, or released
+//	4  all: it is live
+//
+// Together with what the client gets when it comes back, it has everything once
+// and in order.
+func TestJoinInterleavings(t *testing.T) {
+	const points = 5
+	var scripts [][points]string
+	for mask := range 1 << points { // something is said at any of the points
+		var script [points]string
+		for i := range script {
+			if mask>>i&1 == 1 {
+				script[i] = "say"
+			}
+		}
+		scripts = append(scripts, script)
+	}
+	for i := range points { // something is committed at one point, and published at another
+		for j := i + 1; j < points; j++ {
+			var script [points]string
+			script[i], script[j] = "commit", "publish"
+			scripts = append(scripts, script)
+		}
+		for _, end := range []string{"overflow", "stop", "cut"} {
+			var script [points]string
+			if script[i] = end; i > 0 {
+				script[i-1] = "say"
+			}
+			scripts = append(scripts, script)
+		}
+	}
+	scripts = append(scripts, [points]string{1: "say in 3"}, [points]string{1: "say much", 2: "overflow"}, [points]string{1: "say much", 2: "stop"})
+	dir := t.TempDir()
+	for _, script := range scripts {
+		synctest.Test(t, func(t *testing.T) { joinInterleaved(t, dir, script[:]) })
+	}
+}
+
+func joinInterleaved(t *testing.T, dir string, script []string) {
+	const missed = replayPage + 50
+	s := newTestServer(t, dir, false)
+	room, ann := s.room("lobby"), s.user("ann")
+	say := func(times int, text string) {
+		for range times {
+			if err := s.store.Append(Event{Kind: KindMessage, Room: room, Author: ann, Body: text}, func(Event, error) {}); err != nil {
+				t.Error(err)
+			}
+		}
+		synctest.Wait()
+	}
+	since := s.hub.Last()
+	say(missed, "before")
+	cursor, ended := since, false
+	p := s.follow("bob", since)
+	read := func(p *peer) {
+		if opcode, payload, err := p.next(); err != nil || opcode == opClose {
+			ended = true
+		} else if f := (eventFrame{}); json.Unmarshal(payload, &f) == nil && f.Type == "message" {
+			if f.ID != cursor+1 {
+				t.Errorf("%q: got %d after %d", script, f.ID, cursor)
+			}
+			cursor = f.ID
+		}
+	}
+	frames := 0
+	for point, reads := range []int{0, 1, 1 + replayPage, 1 + missed, 3 + missed} {
+		for ; frames < reads && !ended; frames++ {
+			read(p)
+		}
+		synctest.Wait()
+		switch gate := make(chan struct{}); script[point] {
+		case "say":
+			say(2, "meanwhile")
+		case "say much": // two pages for join's step 3
+			say(replayPage+1, "meanwhile")
+		case "say in 3": // when it has been read from the store and not been fed
+			say(2, "between")
+			encode := dialectV1.encode
+			defer func() { dialectV1.encode = encode }()
+			dialectV1.encode = func(e Event) []byte {
+				if e.Body == "between" {
+					if _, err := s.store.AppendWait(Event{Kind: KindMessage, Room: room, Author: ann, Body: "meanwhile"}); err != nil {
+						t.Error(err)
+					}
+				}
+				return encode(e)
+			}
+		case "commit":
+			s.gate.Store(&gate)
+			say(1, "committed")
+		case "publish":
+			close(*s.gate.Swap(nil))
+		case "overflow":
+			say(1, "meanwhile")
+			say(outboxMost/maxMessage, strings.Repeat("x", maxMessage))
+		case "stop":
+			go s.close()
+		case "cut":
+			p.conn.Close()
+		}
+		synctest.Wait()
+	}
+	if !s.closed {
+		say(1, "at last") // nothing may come twice before it
+	}
+	for !ended && cursor < s.hub.Last() {
+		read(p)
+	}
+	p.conn.Close()
+	s.close()
+
+	s = newTestServer(t, dir, false)
+	defer s.close()
+	p = s.follow("bob", cursor)
+	for ended = false; !ended && cursor < s.hub.Last(); {
+		read(p)
+	}
+	if cursor != s.hub.Last() {
+		t.Errorf("%q: has everything up to %d of %d", script, cursor, s.hub.Last())
+	}
+	p.conn.Close()
+}
+
 // A client that does not read is told to come back; the others notice nothing,
 // and its cursor brings it what it missed.
 func TestSlowClient(t *testing.T) {
@@ -98,7 +229,7 @@ func TestSlowClient(t *testing.T) {
 		slow, fast := s.follow("slow", 0), s.follow("fast", 0)
 		go fast.listen()
 		for { // so that slow is in the room
-			if _, payload, err := slow.next(); err != nil || strings.Contains(string(payload), "caught_up") {
+			if _, payload, err := slow.next(); err != nil || strings.Contains(string(payload), "presence") {
 				break
 			}
 		}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 )
 
 // testStore is a store whose commits can be watched and held up.
@@ -289,6 +290,27 @@ func TestPaging(t *testing.T) {
 	}
 }
 
+// A page of long messages is shorter, and says that there is more.
+func TestLongPages(t *testing.T) {
+	s := openTestStore(t, t.TempDir())
+	const n = 20
+	for range n {
+		s.must(s.message(s.ann, "", strings.Repeat("x", maxMessage)))
+	}
+	for cursor, more := int64(0), true; more; {
+		page, m, err := s.Since(t.Context(), s.room.ID, cursor, 200)
+		if err != nil || len(page) == 0 || len(page) > pageBytes/maxMessage+1 || page[0].ID != cursor+1 {
+			t.Fatalf("after %d of %d: %d events, %v", cursor, n, len(page), err)
+		}
+		if cursor, more = page[len(page)-1].ID, m; !more && cursor != n {
+			t.Errorf("the last page ended at %d of %d", cursor, n)
+		}
+	}
+	if page, older, err := s.Page(t.Context(), s.room.ID, math.MaxInt64, 50); err != nil || !older || page[len(page)-1].ID != n {
+		t.Errorf("the newest page: %d messages, older %v, %v", len(page), older, err)
+	}
+}
+
 // A page must cost the same however much there is of it and of other rooms.
 func TestHistoryUsesIndex(t *testing.T) {
 	s := openTestStore(t, t.TempDir())
@@ -337,6 +359,106 @@ func TestCloseCommitsTheQueue(t *testing.T) {
 	if got := len(s.history()); got != n {
 		t.Errorf("%d messages after the restart, want %d", got, n)
 	}
+}
+
+// Whoever appends while the store closes has the event on disk, or is told.
+func TestAppendWhileClosing(t *testing.T) {
+	s := openTestStore(t, t.TempDir())
+	var stored sync.Map
+	var all sync.WaitGroup
+	for i := range 8 {
+		all.Go(func() {
+			for j := 0; ; j++ {
+				cid := fmt.Sprint(i, "-", j)
+				if _, err := s.AppendWait(s.message(s.ann, cid, "x")); err != nil {
+					if !errors.Is(err, ErrClosed) {
+						t.Error(err)
+					}
+					return
+				}
+				stored.Store(cid, true)
+			}
+		})
+	}
+	for s.must(s.message(s.bob, "", "x")).ID < 100 {
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	all.Wait()
+	n := 0
+	for _, e := range readLog(t, s.dir) {
+		if _, ok := stored.LoadAndDelete(e.CID); ok {
+			n++
+		}
+	}
+	stored.Range(func(cid, _ any) bool { t.Errorf("%v was acknowledged and is not there", cid); return true })
+	if n == 0 {
+		t.Error("nothing was stored")
+	}
+}
+
+// While the queue is full, senders wait. Nobody is forgotten, and one sender's
+// events keep their order.
+func TestQueueFull(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		gate := make(chan struct{})
+		s, err := OpenStore(dir, func([]Event) { <-gate })
+		if err != nil {
+			t.Fatal(err)
+		}
+		ann, err := s.CreateUser("ann", RoleMember, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		const senders, each = 4, queueSize
+		var answered, accepted [senders]int
+		var all sync.WaitGroup
+		go func() { gate <- struct{}{} }()
+		room, err := s.CreateRoom("lobby", ann)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range senders {
+			all.Go(func() {
+				for j := range each {
+					e := Event{Kind: KindMessage, Room: room, Author: ann, CID: fmt.Sprint(i, "-", j), Body: fmt.Sprint(j)}
+					if err := s.Append(e, func(e Event, err error) {
+						if err != nil || e.Body != fmt.Sprint(answered[i]) {
+							t.Errorf("sender %d: answer %d is for %q, %v", i, answered[i], e.Body, err)
+						}
+						answered[i]++
+					}); err != nil {
+						if !errors.Is(err, ErrClosed) {
+							t.Error(err)
+						}
+						return
+					}
+					accepted[i]++
+				}
+			})
+		}
+		synctest.Wait() // the writer waits in its first publish
+		total := 0
+		for i := range senders {
+			total += accepted[i]
+		}
+		if total > queueSize+maxBatch || total < queueSize {
+			t.Errorf("%d events are waiting, the queue has room for %d", total, queueSize)
+		}
+		go s.Close() // those who wait for the queue are still let in
+		synctest.Wait()
+		close(gate)
+		all.Wait()
+		synctest.Wait()
+		for i := range senders {
+			total -= answered[i]
+		}
+		if answered != accepted || total >= 0 {
+			t.Errorf("accepted %v, answered %v", accepted, answered)
+		}
+	})
 }
 
 // When the disk is full, senders are told, readers go on, and as soon as there
