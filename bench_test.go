@@ -3,14 +3,17 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"database/sql"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -187,8 +190,8 @@ func (e endless) Read(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// BenchmarkAppend is 64 senders who wait for the disk, and the same with one
-// transaction per message.
+// BenchmarkAppend compares group commit with what a plain handler does: one
+// INSERT, and so one transaction and one fsync, per message.
 func BenchmarkAppend(b *testing.B) {
 	s, _ := benchServer(b)
 	room, err := s.store.CreateRoom("lobby", User{ID: 1})
@@ -196,35 +199,49 @@ func BenchmarkAppend(b *testing.B) {
 		b.Fatal(err)
 	}
 	e := Event{Kind: KindMessage, Room: room, Author: User{ID: 1}, Body: strings.Repeat("x", 100)}
-	parallel := func(b *testing.B, senders int, send func() error) {
-		b.SetParallelism(senders / runtime.GOMAXPROCS(0))
-		b.RunParallel(func(pb *testing.PB) {
-			for pb.Next() {
-				if err := send(); err != nil {
-					b.Error(err)
-				}
+	appendOne := func() error { _, err := s.store.AppendWait(e); return err }
+
+	dir := b.TempDir()
+	newPeople(b, dir, []string{"lobby"}, "ann")
+	db, err := sql.Open("sqlite", "file:"+filepath.Join(dir, "chatd.db")+"?_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=foreign_keys(1)")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer db.Close()
+	db.SetMaxOpenConns(1)
+	insert, err := db.Prepare("INSERT INTO log (kind, room, author, time, body) VALUES ('message', ?, ?, ?, ?)")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer insert.Close()
+	insertOne := func() error { _, err := insert.Exec(room.ID, 1, time.Now().UnixMilli(), e.Body); return err }
+
+	for _, bench := range []struct {
+		name    string
+		senders int
+		send    func() error
+	}{
+		{"64-senders/group", 64, appendOne},
+		{"64-senders/INSERT", 64, insertOne},
+		{"lone/group", 1, appendOne},
+		{"lone/INSERT", 1, insertOne},
+	} {
+		b.Run(bench.name, func(b *testing.B) {
+			var left atomic.Int64
+			left.Store(int64(b.N))
+			var all sync.WaitGroup
+			for range bench.senders {
+				all.Go(func() {
+					for left.Add(-1) >= 0 {
+						if err := bench.send(); err != nil {
+							b.Error(err)
+						}
+					}
+				})
 			}
+			all.Wait()
 		})
 	}
-	b.Run("group", func(b *testing.B) {
-		parallel(b, 64, func() error { _, err := s.store.AppendWait(e); return err })
-	})
-	b.Run("lone", func(b *testing.B) {
-		for b.Loop() {
-			if _, err := s.store.AppendWait(e); err != nil {
-				b.Fatal(err)
-			}
-		}
-	})
-	b.Run("one-by-one", func(b *testing.B) {
-		var mu sync.Mutex
-		parallel(b, 64, func() error {
-			mu.Lock()
-			defer mu.Unlock()
-			_, err := s.store.AppendWait(e)
-			return err
-		})
-	})
 }
 
 func benchServer(b *testing.B) (*server, string) {

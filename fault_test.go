@@ -19,7 +19,7 @@ import (
 
 // newPeople makes a database with members who are signed in: the cookie of a name
 // is cookieOf(name).
-func newPeople(t *testing.T, dir string, rooms []string, names ...string) {
+func newPeople(t testing.TB, dir string, rooms []string, names ...string) {
 	t.Helper()
 	store, err := OpenStore(dir, func([]Event) {})
 	if err != nil {

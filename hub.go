@@ -365,8 +365,14 @@ func (h *Hub) leave(m *member) {
 	}
 }
 
-// Publish hands events, in the order of their ids, to everyone who is to see
-// them. It never blocks: a socket whose outbox is full is told to come back.
+// Publish hands events to everyone who is to see them.
+//
+//  1. The store has them, and they come in the order of their ids, from one goroutine
+//     (news has no id and may come from any).
+//  2. It never blocks: a socket whose outbox is full is told to come back, and finds
+//     what it missed in the store.
+//  3. Between Join and the end of its outbox a member gets every event that is for
+//     it, once and in order.
 func (h *Hub) Publish(events []Event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -131,7 +131,15 @@ func descriptors() int {
 // socketsFor leaves some descriptors to the database and to pages.
 func socketsFor(descriptors int) int { return max(descriptors-spareDescriptors, descriptors/2) }
 
-// serve builds store, hub and server in this order, and takes them down in reverse.
+// serve builds store, hub and server in this order, and takes them down in reverse:
+//
+//  1. No request is taken any more; those under way end within pagesWait.
+//  2. Hub.Close: each socket stops reading, waits for the answers to what it has
+//     sent to the store, and says that the server restarts.
+//  3. Store.Close: what is still queued is committed. Nobody is left to append.
+//
+// So what was taken is answered, and what was acknowledged is on disk. A kill -9
+// in between only costs answers, and whoever has none sends again.
 func serve(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
 	var c config
 	flags := serveFlags(&c)

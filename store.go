@@ -184,6 +184,9 @@ func (s *Store) Close() error {
 //  3. Events of one caller keep their order.
 //  4. An event whose CID its author has used before is not stored again: done
 //     gets the first one, with Again set, and nothing is published.
+//  5. An event that fails, or whose commit fails, is neither stored nor published,
+//     and changes nothing. Those of the same batch that break no rule do not fail
+//     with it, unless the disk does.
 func (s *Store) Append(e Event, done func(Event, error)) error {
 	apply, ok := appliers[e.Kind]
 	if !ok {
@@ -264,6 +267,9 @@ func (s *Store) commitLoop(w *writer) {
 		}
 		for _, j := range batch {
 			j.done(j.event, j.err)
+		}
+		if len(batch) > 1 {
+			runtime.Gosched() // whoever has an answer may have more to say: let it be in one batch, not in two
 		}
 		clear(batch) // let go of the messages
 		clear(events)
