@@ -121,7 +121,7 @@ func TestReconnectStorm(t *testing.T) {
 	}
 	newPeople(t, dir, []string{"lobby"}, names...)
 	d := startDaemon(t, dir, "-rate", "0")
-	speaker := &sender{t: t, d: d, name: "speaker"}
+	speaker := &sender{t: t, d: d, name: "speaker", size: 100}
 	speaker.connect()
 	crowd := make([]*sender, *crowdSize)
 	var all sync.WaitGroup

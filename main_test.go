@@ -30,6 +30,15 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// need skips a test for what is not installed; in CI it fails.
+func need(t *testing.T, hint string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatal(hint)
+	}
+	t.Skip(hint)
+}
+
 // daemon is chatd in a process of its own.
 type daemon struct {
 	t    *testing.T
