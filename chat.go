@@ -1,9 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -426,4 +430,132 @@ func (s *server) beginList(m *member) error {
 		m.feed(appendFrame(nil, opText, encodeList(page)))
 	}
 	return err
+}
+
+// handlePost takes what a socket takes: a frame of chatd.v1 as JSON, or the form
+// of the composer without JavaScript.
+func (s *server) handlePost(w http.ResponseWriter, r *http.Request, v visitor) error {
+	in, err := readFrame(r)
+	if err != nil {
+		return err
+	}
+	room, err := s.enter(r, v, r.PathValue("room"))
+	if err != nil {
+		return err
+	}
+	e, err := s.post(v, room, in)
+	switch {
+	case wantsJSON(r) && err != nil:
+		return err
+	case wantsJSON(r):
+		writeJSON(w, http.StatusOK, newEventFrame(e))
+	case err != nil:
+		p := problemOf(err)
+		return s.showRoom(w, r, v, room, p.status, page{Error: s.sentence(language(r), p), Form: map[string]string{"message": in.Message}})
+	default:
+		s.redirect(w, r, fmt.Sprintf("%s#m%d", roomPath(room.Name), e.ID))
+	}
+	return nil
+}
+
+func readFrame(r *http.Request) (in clientFrame, err error) {
+	if sendsJSON(r) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return in, badForm(err)
+		}
+		if in, err = decodeFrame(body); err != nil {
+			return in, err
+		}
+	} else {
+		if err := r.ParseForm(); err != nil {
+			return in, badForm(err)
+		}
+		in.CID = r.PostFormValue("cid")
+		in.Message = strings.ReplaceAll(r.PostFormValue("message"), "\r\n", "\n") // as forms send it
+	}
+	in.Type = cmp.Or(in.Type, string(KindMessage))
+	return in, nil
+}
+
+func (s *server) post(v visitor, room Room, in clientFrame) (Event, error) {
+	if len(in.CID) > maxCID {
+		return Event{}, refuse(http.StatusBadRequest, "bad_cid", maxCID)
+	}
+	e, err := in.event(v.User, room)
+	if err == nil && e.Kind == KindTyping { // nothing to keep
+		err = refuse(http.StatusBadRequest, "unknown_type")
+	}
+	if err == nil {
+		err = s.throttlePost("user "+v.Name, e)
+	}
+	if err != nil {
+		return e, err
+	}
+	return s.store.AppendWait(e)
+}
+
+// history is a page of messages, oldest first.
+type history struct {
+	Messages []historyFrame `json:"messages"`
+	Older    int64          `json:"older"` // 0, or the before= of the next page
+}
+
+type historyFrame struct {
+	eventFrame
+	Reactions map[string][]string `json:"reactions,omitempty"` // names by emoji
+}
+
+func (s *server) sendHistory(w http.ResponseWriter, r *http.Request, room Room) error {
+	before, _, err := numberOf(r, "before")
+	if err != nil {
+		return err
+	}
+	events, more, err := s.store.Page(r.Context(), room.ID, before, historyPage)
+	if err != nil {
+		return err
+	}
+	reactions, err := s.store.Reactions(r.Context(), events)
+	if err != nil {
+		return err
+	}
+	h := history{Messages: []historyFrame{}}
+	for _, e := range events {
+		h.Messages = append(h.Messages, historyFrame{newEventFrame(e), reactions[e.ID]})
+	}
+	if more {
+		h.Older = events[0].ID
+	}
+	writeJSON(w, http.StatusOK, h)
+	return nil
+}
+
+// missed is a page of the log, oldest first.
+type missed struct {
+	Events []eventFrame `json:"events"`
+	ID     int64        `json:"id"`   // the since= of the next page
+	More   bool         `json:"more"` // there may be one already
+}
+
+// sendMissed is what a socket replays, for those who have none.
+func (s *server) sendMissed(w http.ResponseWriter, r *http.Request, room Room) error {
+	since, _, err := numberOf(r, "since")
+	if err != nil {
+		return err
+	}
+	last := s.hub.Last() // a socket that goes on from here gets what is published later
+	events, more, err := s.store.Since(r.Context(), room.ID, since, replayPage)
+	if err != nil {
+		return err
+	}
+	answer := missed{Events: []eventFrame{}, ID: since, More: more}
+	for _, e := range events {
+		if e.ID > last {
+			break
+		}
+		answer.Events = append(answer.Events, newEventFrame(e))
+		answer.ID = e.ID
+	}
+	writeJSON(w, http.StatusOK, answer)
+	return nil
 }
