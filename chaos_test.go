@@ -342,7 +342,7 @@ func (c *chaosClient) accident(conn net.Conn, slow bool) error {
 	if slow && c.random.IntN(50) == 0 {
 		time.Sleep(time.Millisecond)
 	}
-	switch c.random.IntN(1500) {
+	switch c.random.IntN(20000) {
 	case 0: // reset
 		conn.(*net.TCPConn).SetLinger(0)
 		return net.ErrClosed
@@ -350,7 +350,7 @@ func (c *chaosClient) accident(conn net.Conn, slow bool) error {
 		frame := maskedFrame(0x80|opText, encodeJSON(clientFrame{Type: "message", Room: "lobby", CID: c.name + "-half", Message: "half a message"}))
 		conn.Write(frame[:1+c.random.IntN(len(frame)-1)])
 		return net.ErrClosed
-	case 2, 3: // stall while the others say much
+	case 2, 3, 4, 5, 6, 7, 8, 9: // stall while the others say much
 		if !slow || !c.stalled.CompareAndSwap(false, true) {
 			break
 		}

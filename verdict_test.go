@@ -262,7 +262,7 @@ func TestChaosFindsFaults(t *testing.T) {
 			{"store.go", `		for _, j := range batch {
 			j.done(j.event, j.err)
 		}
-		clear(batch)`, "		clear(batch)"},
+		if`, "		if"},
 		}},
 	} {
 		t.Run(fault.name, func(t *testing.T) {
