@@ -1,5 +1,5 @@
 -- The newest schema. A new database gets this file; an older one gets the steps
--- in migrations (store.go), and ends with the same schema.
+-- in migrations (migrate.go), and ends with the same schema.
 -- Times are Unix milliseconds. Names are compared by their key, which has no case.
 
 CREATE TABLE users (
@@ -9,13 +9,21 @@ CREATE TABLE users (
   role     TEXT NOT NULL CHECK (role IN ('admin', 'member', 'guest')),
   password TEXT,                 -- Django's encoding, algorithm$iterations$salt$hash; guests have none
   joined   INTEGER NOT NULL,
-  first_id INTEGER NOT NULL      -- newest log id at that time; what is older never counts as unread
+  first_id INTEGER NOT NULL,     -- newest log id at that time; what is older never counts as unread
+  deactivated INTEGER,           -- when; may not come in any more
+  confined INTEGER NOT NULL DEFAULT 0, -- 1: sees only the rooms that it is a member of, not the public ones
+  expires  INTEGER,              -- when a guest of a link has to leave
+  language TEXT,                 -- of the pages; NULL: as the browser says
+  notify   TEXT NOT NULL DEFAULT 'mentions' CHECK (notify IN ('all', 'mentions', 'none'))
 ) STRICT;
 
 CREATE TABLE sessions (
   hash BLOB PRIMARY KEY,         -- SHA-256 of the cookie's token; the token itself is kept nowhere
   user INTEGER NOT NULL REFERENCES users ON DELETE CASCADE,
-  seen INTEGER NOT NULL          -- last used, to within a day
+  seen INTEGER NOT NULL,         -- last used, to within a day
+  created INTEGER NOT NULL DEFAULT 0,
+  agent   TEXT NOT NULL DEFAULT '', -- the browser's User-Agent
+  address TEXT NOT NULL DEFAULT ''  -- where it signed in
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX sessions_by_user ON sessions (user);
 
@@ -24,8 +32,59 @@ CREATE TABLE rooms (
   name    TEXT NOT NULL,
   key     TEXT NOT NULL UNIQUE,
   creator INTEGER NOT NULL REFERENCES users,
-  created INTEGER NOT NULL
+  created INTEGER NOT NULL,
+  private INTEGER NOT NULL DEFAULT 0, -- 1: only for its members
+  topic   TEXT NOT NULL DEFAULT '' CHECK (octet_length(topic) <= 1024),
+  archived INTEGER                    -- when; can be read and no more
 ) STRICT;
+
+-- Who is in a private room. Public rooms have no members. A room of two with
+-- both names, "ann+bob", is their direct messages.
+CREATE TABLE members (
+  room INTEGER NOT NULL REFERENCES rooms,
+  user INTEGER NOT NULL REFERENCES users,
+  PRIMARY KEY (room, user)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX members_by_user ON members (user);
+
+-- Names that rooms had before, so that old links lead to them.
+CREATE TABLE former_names (
+  key  TEXT PRIMARY KEY,
+  room INTEGER NOT NULL REFERENCES rooms
+) STRICT, WITHOUT ROWID;
+
+-- Links that let somebody in.
+CREATE TABLE invites (
+  id      INTEGER PRIMARY KEY,
+  hash    BLOB NOT NULL UNIQUE,  -- SHA-256 of the link's token
+  kind    TEXT NOT NULL CHECK (kind IN ('account', 'reset', 'guest')),
+  role    TEXT NOT NULL CHECK (role IN ('admin', 'member', 'guest')), -- of those who use it
+  user    INTEGER REFERENCES users, -- reset: whose password
+  room    INTEGER REFERENCES rooms, -- guest: the only room
+  creator INTEGER REFERENCES users, -- NULL: from the command line
+  created INTEGER NOT NULL,
+  expires INTEGER NOT NULL,
+  uses    INTEGER NOT NULL CHECK (uses >= 0), -- left
+  revoked INTEGER                -- when
+) STRICT;
+
+CREATE TABLE invite_uses (
+  invite INTEGER NOT NULL REFERENCES invites,
+  user   INTEGER NOT NULL REFERENCES users,
+  time   INTEGER NOT NULL
+) STRICT;
+
+-- What administrators did. Nothing is ever changed or removed here.
+CREATE TABLE audit (
+  id      INTEGER PRIMARY KEY AUTOINCREMENT,
+  time    INTEGER NOT NULL,
+  admin   INTEGER REFERENCES users, -- NULL: from the command line
+  action  TEXT NOT NULL,
+  subject TEXT NOT NULL,         -- whom or what it concerns
+  detail  TEXT NOT NULL
+) STRICT;
+CREATE TRIGGER audit_no_update BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 
 -- Everything that happens in rooms, in one order. A client's knowledge is one
 -- number, the greatest id that it has seen.

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
-	_ "embed"
 	"errors"
 	"fmt"
 	"os"
@@ -29,13 +28,6 @@ const (
 	queueSize = 1024 // events that wait for one; with 8 KiB messages 8 MiB
 	lockWait  = 5000 // ms that we wait for another process, such as `chatd user add`
 )
-
-//go:embed schema.sql
-var schema string
-
-// migrations[i] takes a database from user_version i+1 to i+2. A step that has
-// shipped is never edited.
-var migrations []string
 
 // Store keeps everything in one SQLite file.
 //
@@ -111,53 +103,6 @@ func OpenStore(dir string, publish func([]Event)) (*Store, error) {
 	}
 	go s.commitLoop(w)
 	return s, nil
-}
-
-// migrate brings the database to version len(steps)+1, all or nothing. It keeps
-// a copy of the file as it was before.
-func migrate(db *sql.DB, path string, steps []string) error {
-	var version int
-	if err := db.QueryRow("PRAGMA user_version").Scan(&version); err != nil {
-		return err
-	}
-	newest := len(steps) + 1
-	if version == newest {
-		return nil
-	}
-	if version > newest {
-		return fmt.Errorf("the database has version %d, this chatd knows versions up to %d", version, newest)
-	}
-	if version == 0 {
-		steps = []string{schema}
-	} else {
-		if err := keepCopy(db, fmt.Sprintf("%s.v%d", path, version)); err != nil {
-			return fmt.Errorf("keep a copy before migrating: %w", err)
-		}
-		steps = steps[version-1:]
-	}
-	tx, err := db.Begin()
-	if err != nil {
-		return err
-	}
-	defer tx.Rollback()
-	for _, step := range append(steps, fmt.Sprintf("PRAGMA user_version = %d", newest)) {
-		if _, err := tx.Exec(step); err != nil {
-			return fmt.Errorf("migrate from version %d: %w", version, err)
-		}
-	}
-	return tx.Commit()
-}
-
-// keepCopy writes the database to a file, which is there whole or not at all.
-func keepCopy(db *sql.DB, path string) error {
-	part := path + ".part"
-	if err := os.Remove(part); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	if _, err := db.Exec("VACUUM INTO ?", part); err != nil {
-		return err
-	}
-	return os.Rename(part, path)
 }
 
 // Close commits and publishes what is queued, then closes the database.

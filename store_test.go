@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -499,20 +500,75 @@ func TestMigrate(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	if err := migrate(db, path, []string{"ALTER TABLE users ADD COLUMN shoe INTEGER", "nonsense"}); err == nil {
+	next := append(slices.Clone(migrations), "ALTER TABLE users ADD COLUMN shoe INTEGER")
+	if err := migrate(db, path, append(slices.Clone(next), "nonsense")); err == nil {
 		t.Error("a step that fails went unnoticed")
 	}
-	if err := migrate(db, path, []string{"ALTER TABLE users ADD COLUMN shoe INTEGER"}); err != nil {
+	if err := migrate(db, path, next); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := db.Exec("UPDATE users SET shoe = 44"); err != nil {
 		t.Error(err)
 	}
-	if _, err := os.Stat(path + ".v1"); err != nil {
+	if _, err := os.Stat(fmt.Sprintf("%s.v%d", path, len(next))); err != nil {
 		t.Errorf("the copy from before: %v", err)
 	}
 	_, err = OpenStore(dir, nil)
-	if err == nil || !strings.Contains(err.Error(), "version 2") || !strings.Contains(err.Error(), "up to 1") {
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("version %d", len(next)+1)) || !strings.Contains(err.Error(), fmt.Sprintf("up to %d", len(next))) {
 		t.Errorf("a newer database: %v", err)
+	}
+}
+
+// Databases of every old version get the schema of a new one, and keep what is in
+// them.
+func TestOldDatabases(t *testing.T) {
+	describe := func(s *Store) string {
+		rows, err := s.read.Query(`
+			SELECT m.name, c.name, c.type, c."notnull", coalesce(c.dflt_value, ''), c.pk FROM sqlite_schema m, pragma_table_info(m.name) c
+			UNION ALL SELECT type, name, tbl_name, 0, '', 0 FROM sqlite_schema WHERE type != 'table' ORDER BY 1, 2`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer rows.Close()
+		var all strings.Builder
+		for rows.Next() {
+			var a, b, c, e string
+			var d, f int
+			if err := rows.Scan(&a, &b, &c, &d, &e, &f); err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintln(&all, a, b, c, d, e, f)
+		}
+		return all.String()
+	}
+	want := describe(openTestStore(t, t.TempDir()).Store)
+	for version := range len(migrations) {
+		dir := t.TempDir()
+		old, err := os.ReadFile(fmt.Sprintf("testdata/v%d.db", version+1))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, "chatd.db"), old, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := OpenStore(dir, func([]Event) {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := describe(s); got != want {
+			t.Errorf("version %d becomes\n%s\na new database is\n%s", version+1, got, want)
+		}
+		u, encoded, err := s.UserByName(t.Context(), "ann")
+		if err != nil || u.Role != RoleAdmin || !passwordMatches(encoded, "correct horse") {
+			t.Errorf("version %d: %v, %v", version+1, u, err)
+		}
+		s.Close()
+		var texts []string
+		for _, e := range readLog(t, dir) {
+			texts = append(texts, e.Body)
+		}
+		if got := strings.Join(texts, "|"); got != "hello!|你好|hello!|👍||" {
+			t.Errorf("version %d has %s", version+1, got)
+		}
 	}
 }

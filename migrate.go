@@ -1,0 +1,113 @@
+package main
+
+import (
+	"database/sql"
+	_ "embed"
+	"errors"
+	"fmt"
+	"os"
+)
+
+//go:embed schema.sql
+var schema string
+
+// migrations[i] takes a database from user_version i+1 to i+2. A step that has
+// shipped is never edited.
+var migrations = []string{`
+ALTER TABLE users ADD COLUMN deactivated INTEGER;
+ALTER TABLE users ADD COLUMN confined INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE users ADD COLUMN expires INTEGER;
+ALTER TABLE users ADD COLUMN language TEXT;
+ALTER TABLE users ADD COLUMN notify TEXT NOT NULL DEFAULT 'mentions' CHECK (notify IN ('all', 'mentions', 'none'));
+ALTER TABLE sessions ADD COLUMN created INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE sessions ADD COLUMN agent TEXT NOT NULL DEFAULT '';
+ALTER TABLE sessions ADD COLUMN address TEXT NOT NULL DEFAULT '';
+ALTER TABLE rooms ADD COLUMN private INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE rooms ADD COLUMN topic TEXT NOT NULL DEFAULT '' CHECK (octet_length(topic) <= 1024);
+ALTER TABLE rooms ADD COLUMN archived INTEGER;
+CREATE TABLE members (
+  room INTEGER NOT NULL REFERENCES rooms,
+  user INTEGER NOT NULL REFERENCES users,
+  PRIMARY KEY (room, user)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX members_by_user ON members (user);
+CREATE TABLE former_names (
+  key  TEXT PRIMARY KEY,
+  room INTEGER NOT NULL REFERENCES rooms
+) STRICT, WITHOUT ROWID;
+CREATE TABLE invites (
+  id      INTEGER PRIMARY KEY,
+  hash    BLOB NOT NULL UNIQUE,
+  kind    TEXT NOT NULL CHECK (kind IN ('account', 'reset', 'guest')),
+  role    TEXT NOT NULL CHECK (role IN ('admin', 'member', 'guest')),
+  user    INTEGER REFERENCES users,
+  room    INTEGER REFERENCES rooms,
+  creator INTEGER REFERENCES users,
+  created INTEGER NOT NULL,
+  expires INTEGER NOT NULL,
+  uses    INTEGER NOT NULL CHECK (uses >= 0),
+  revoked INTEGER
+) STRICT;
+CREATE TABLE invite_uses (
+  invite INTEGER NOT NULL REFERENCES invites,
+  user   INTEGER NOT NULL REFERENCES users,
+  time   INTEGER NOT NULL
+) STRICT;
+CREATE TABLE audit (
+  id      INTEGER PRIMARY KEY AUTOINCREMENT,
+  time    INTEGER NOT NULL,
+  admin   INTEGER REFERENCES users,
+  action  TEXT NOT NULL,
+  subject TEXT NOT NULL,
+  detail  TEXT NOT NULL
+) STRICT;
+CREATE TRIGGER audit_no_update BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+`}
+
+// migrate brings the database to version len(steps)+1, all or nothing. It keeps
+// a copy of the file as it was before.
+func migrate(db *sql.DB, path string, steps []string) error {
+	var version int
+	if err := db.QueryRow("PRAGMA user_version").Scan(&version); err != nil {
+		return err
+	}
+	newest := len(steps) + 1
+	if version == newest {
+		return nil
+	}
+	if version > newest {
+		return fmt.Errorf("the database has version %d, this chatd knows versions up to %d", version, newest)
+	}
+	if version == 0 {
+		steps = []string{schema}
+	} else {
+		if err := keepCopy(db, fmt.Sprintf("%s.v%d", path, version)); err != nil {
+			return fmt.Errorf("keep a copy before migrating: %w", err)
+		}
+		steps = steps[version-1:]
+	}
+	tx, err := db.Begin()
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	for _, step := range append(steps, fmt.Sprintf("PRAGMA user_version = %d", newest)) {
+		if _, err := tx.Exec(step); err != nil {
+			return fmt.Errorf("migrate from version %d: %w", version, err)
+		}
+	}
+	return tx.Commit()
+}
+
+// keepCopy writes the database to a file, which is there whole or not at all.
+func keepCopy(db *sql.DB, path string) error {
+	part := path + ".part"
+	if err := os.Remove(part); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if _, err := db.Exec("VACUUM INTO ?", part); err != nil {
+		return err
+	}
+	return os.Rename(part, path)
+}
