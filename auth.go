@@ -34,6 +34,8 @@ type User struct {
 	ID   int64
 	Name string
 	Role Role
+
+	Confined bool // sees only the rooms that it is a member of
 }
 
 const (

@@ -150,7 +150,7 @@ func (s *server) joined(m *member, err error) bool {
 // cursor. Of them it keeps one page in memory.
 func (s *server) replay(m *member, cursor, last int64) (int64, error) {
 	for {
-		page, more, err := s.store.Since(context.Background(), m.room, cursor, replayPage)
+		page, more, err := s.store.Since(context.Background(), m.user, m.room, cursor, replayPage)
 		if err != nil {
 			return cursor, err
 		}
@@ -285,14 +285,14 @@ func (s *server) welcome(m *member) (f welcomeFrame, err error) {
 	f = welcomeFrame{Type: "welcome", Username: m.user.Name, ID: s.hub.Last(), Rooms: []roomFrame{}}
 	rooms, err := s.store.RoomStates(context.Background(), m.user)
 	for _, r := range rooms {
-		f.Rooms = append(f.Rooms, roomFrame{r.Name, r.LastRead, r.Unread})
+		f.Rooms = append(f.Rooms, roomFrame{r.Name, r.LastRead, r.Unread, r.Private, r.Topic, r.Archived})
 	}
 	return f, err
 }
 
 func (s *server) onFrame(m *member, in clientFrame) error {
 	room, err := s.store.Room(in.Room)
-	if err != nil && (in.Room != "" || in.needsRoom()) {
+	if (err != nil || !s.hub.Sees(m.user, room)) && (in.Room != "" || in.needsRoom()) {
 		return refuse(http.StatusNotFound, "unknown_room")
 	}
 	e, err := in.event(m.user, room)
@@ -538,13 +538,13 @@ type missed struct {
 }
 
 // sendMissed is what a socket replays, for those who have none.
-func (s *server) sendMissed(w http.ResponseWriter, r *http.Request, room Room) error {
+func (s *server) sendMissed(w http.ResponseWriter, r *http.Request, v visitor, room Room) error {
 	since, _, err := numberOf(r, "since")
 	if err != nil {
 		return err
 	}
 	last := s.hub.Last() // a socket that goes on from here gets what is published later
-	events, more, err := s.store.Since(r.Context(), room.ID, since, replayPage)
+	events, more, err := s.store.Since(r.Context(), v.User, room.ID, since, replayPage)
 	if err != nil {
 		return err
 	}

@@ -72,6 +72,9 @@ func (s *server) routes() http.Handler {
 	handle("GET /chat/{$}", s.handleRoomsOrSocket)
 	handle("GET /chat/{room}/{$}", s.signedIn(s.handleRoom))
 	handle("POST /chat/{room}/{$}", s.signedIn(s.handlePost))
+	handle("POST /chat/{$}", s.signedIn(s.handleCreateRoom))
+	handle("GET /chat/{room}/about/{$}", s.signedIn(s.handleAbout))
+	handle("POST /chat/{room}/about/{$}", s.signedIn(s.handleChangeRoom))
 
 	// chatd.v1, and the formats of the tutorials' pages.
 	handle("GET /ws", s.handleV1)
@@ -397,7 +400,10 @@ func (s *server) handleRoomsOrSocket(w http.ResponseWriter, r *http.Request, v v
 func (s *server) handleRooms(w http.ResponseWriter, r *http.Request, v visitor) error {
 	p := page{Form: formOf(r, "room")}
 	if asked := r.FormValue("room"); asked != "" {
-		name, err := roomName(asked)
+		name, err := roomName(strings.TrimPrefix(asked, "@"))
+		if strings.HasPrefix(asked, "@") {
+			name = "@" + name
+		}
 		if err == nil {
 			s.redirect(w, r, "/chat/"+url.PathEscape(name)+"/")
 			return nil
@@ -405,28 +411,6 @@ func (s *server) handleRooms(w http.ResponseWriter, r *http.Request, v visitor) 
 		return s.again(w, r, v, err, "rooms.html", p)
 	}
 	return s.render(w, r, v, http.StatusOK, "rooms.html", p)
-}
-
-// enter returns the room of that name. Who enters a room that is not there makes it.
-func (s *server) enter(r *http.Request, v visitor, room string) (Room, error) {
-	name, err := roomName(room)
-	if err != nil {
-		return Room{}, err
-	}
-	if room, err := s.store.Room(name); !errors.Is(err, ErrNotFound) {
-		return room, err
-	}
-	key, creator := "rooms of user "+v.Name, v.User
-	if v.ID == 0 {
-		key = "rooms of address " + s.clientAddress(r)
-		if creator, err = s.store.SpeakingGuest(r.Context(), anonymousGuest); err != nil {
-			return Room{}, err
-		}
-	}
-	if err := s.posts.check(key); err != nil {
-		return Room{}, err
-	}
-	return s.store.CreateRoom(name, creator)
 }
 
 // handleRoom shows the newest messages of a room, or, with ?before=ID, older ones.
@@ -441,14 +425,12 @@ func (s *server) handleRoom(w http.ResponseWriter, r *http.Request, v visitor) e
 	}
 	switch {
 	case wantsJSON(r) && r.FormValue("since") != "":
-		return s.sendMissed(w, r, room)
+		return s.sendMissed(w, r, v, room)
 	case wantsJSON(r):
 		return s.sendHistory(w, r, room)
 	}
 	return s.showRoom(w, r, v, room, http.StatusOK, page{})
 }
-
-func roomPath(name string) string { return "/chat/" + url.PathEscape(name) + "/" }
 
 func query(r *http.Request) string {
 	if r.URL.RawQuery == "" {
@@ -476,7 +458,7 @@ func (s *server) showRoom(w http.ResponseWriter, r *http.Request, v visitor, roo
 	if more {
 		p.Older = events[0].ID
 	}
-	p.Room, p.Newest, p.CID = room.Name, !paging, newCID()
+	p.Room, p.Topic, p.Newest, p.CID = room.Name, room.Topic, !paging, newCID()
 	p.Client = &clientData{
 		Base: s.base, Lang: language(r), Username: v.Name, Guest: v.Role == RoleGuest, Room: room.Name,
 		Cursor: cursor, Newest: p.Newest, Older: p.Older, Limit: maxMessage, Words: s.words[language(r)].client(),

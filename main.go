@@ -247,6 +247,11 @@ func newServer(c config, store *Store, hub *Hub, log *slog.Logger) (*server, err
 			return nil, fmt.Errorf("-origins: %w", err)
 		}
 	}
+	members, err := store.Memberships(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	hub.Publish(members)
 	has, err := store.HasAdmin(context.Background())
 	if err != nil {
 		return nil, err

@@ -35,7 +35,9 @@ type page struct {
 	Rooms  []RoomState
 	Online []string
 
+	About    *aboutRoom
 	Room     string
+	Topic    string
 	Messages []messageRow // oldest first
 	Older    int64        // 0, or the before= of the next page
 	Newest   bool         // the page ends with the newest message

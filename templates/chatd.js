@@ -426,6 +426,21 @@ function roomNamed(name) {
   return rooms.get(name);
 }
 
+// A room is new, or its name or topic is.
+function onRoom({ room, former, topic = "" }) {
+  const here = (former ?? room) === client.room;
+  if (former && here) return location.replace(`${client.base}/chat/${encodeURIComponent(room)}/`);
+  if (former) dropRoom(former);
+  roomNamed(room);
+  if (here) setText(document.querySelector(".topic"), topic);
+}
+
+function dropRoom(name) {
+  if (name === client.room) return location.assign(`${client.base}/chat/`);
+  rooms.get(name)?.li.remove();
+  rooms.delete(name);
+}
+
 function touchRoom({ li }, when) {
   const time = li.querySelector("time") ?? make("time");
   time.dateTime = when;
@@ -563,7 +578,9 @@ function onFrame(f) {
     case "welcome": return onWelcome(f);
     case "read": return onRead(f);
     case "presence": return onPresence(f);
-    case "room": return void roomNamed(f.room);
+    case "room": return onRoom(f);
+    case "join": return void (f.username === client.username && roomNamed(f.room));
+    case "leave": return void (f.username === client.username && dropRoom(f.room));
     case "behind": return location.reload();
     case "error": return f.cid ? refuse(f) : say(f.error);
     case "message": onMessage(f); break;
