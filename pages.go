@@ -45,6 +45,19 @@ type page struct {
 	Client   *clientData
 }
 
+// Shown is what a room is called for whoever looks: direct messages have the name
+// of the other one.
+func (p page) Shown(room string) string {
+	one, other, direct := strings.Cut(room, "+")
+	switch {
+	case !direct || p.Me == nil:
+		return room
+	case one == p.Me.Name:
+		return "@" + other
+	}
+	return "@" + one
+}
+
 // messageRow is a message in room.html.
 type messageRow struct {
 	ID       int64

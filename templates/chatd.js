@@ -412,10 +412,13 @@ const rooms = new Map(); // name → {li, unread, newest}
 const pageTitle = document.title;
 let lastRead = 0, readTimer = 0;
 
+// Direct messages are called after the other one.
+const shownRoom = name => name.includes("+") ? `@${name.split("+").find(who => who !== client.username)}` : name;
+
 function roomNamed(name) {
   if (!rooms.has(name)) {
     const badge = make("span", "badge", make("b"), make("span", "unseen", t("unread")));
-    const link = make("a", "", make("span", "name", name), badge);
+    const link = make("a", "", make("span", "name", shownRoom(name)), badge);
     link.href = `${client.base}/chat/${encodeURIComponent(name)}/`;
     link.firstChild.dir = "auto";
     badge.hidden = true;
