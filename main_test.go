@@ -140,11 +140,13 @@ func (d *daemon) url(path string) string { return "http://" + d.addr + path }
 // client that is signed in.
 func (d *daemon) setUp(name string) *http.Client {
 	d.t.Helper()
-	token := d.await(regexp.MustCompile(`/setup\?token=(\w+)`))
+	token := d.await(setUpLink)
 	c := newBrowserlessClient()
 	d.post(c, "/setup", url.Values{"token": {token}, "username": {name}, "password": {testPassword}})
 	return c
 }
+
+var setUpLink = regexp.MustCompile(`/setup\?token=(\w+)`)
 
 const testPassword = "correct horse"
 
