@@ -343,12 +343,14 @@ func (s *Store) UserByName(ctx context.Context, name string) (u User, encoded st
 
 // SetPassword changes a password and ends the user's sessions but the one to keep.
 func (s *Store) SetPassword(u User, encoded string, keep []byte) error {
-	return s.update(func(w *writer) error {
-		if err := w.exec("UPDATE users SET password = ? WHERE id = ?", encoded, u.ID); err != nil {
-			return err
-		}
-		return w.exec("DELETE FROM sessions WHERE user = ? AND hash IS NOT ?", u.ID, keep)
-	})
+	return s.update(func(w *writer) error { return w.setPassword(u, encoded, keep) })
+}
+
+func (w *writer) setPassword(u User, encoded string, keep []byte) error {
+	if err := w.exec("UPDATE users SET password = ? WHERE id = ?", encoded, u.ID); err != nil {
+		return err
+	}
+	return w.exec("DELETE FROM sessions WHERE user = ? AND hash IS NOT ?", u.ID, keep)
 }
 
 // CreateSession also forgets the sessions that have run out.

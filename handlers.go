@@ -37,12 +37,14 @@ type server struct {
 	base          string         // path that everything lives under, without final slash
 	secure        bool           // the public URL is https
 	guests        bool           // visitors without an account may use public rooms
+	register      bool           // visitors may make themselves an account
 	setUpToken    string         // makes the first administrator; "" when there is one
 	trusted       []netip.Prefix // proxies whose X-Forwarded-For is believed
 	socketOrigins *http.CrossOriginProtection
 
 	hashSlots  chan struct{} // taken while a password is hashed
 	logins     *throttle
+	invites    *throttle
 	posts      *throttle // messages and whatever else is kept
 	typing     *throttle
 	complaints *throttle // lines of the log about one kind of failure
@@ -65,6 +67,10 @@ func (s *server) routes() http.Handler {
 	handle("GET /login/{$}", s.handleLoginPage)
 	handle("POST /login/{$}", s.handleLogin)
 	handle("POST /guest", s.handleGuest)
+	handle("GET /register/{$}", s.handleRegisterPage)
+	handle("POST /register/{$}", s.handleRegister)
+	handle("GET /invite/{token}", s.handleInvitePage)
+	handle("POST /invite/{token}", s.handleInvite)
 	handle("POST /logout", s.handleLogout)
 	handle("POST /language", s.handleLanguage)
 	handle("GET /account/{$}", s.signedIn(s.handleAccount))
@@ -240,7 +246,7 @@ func (s *server) handleSetUp(w http.ResponseWriter, r *http.Request, v visitor) 
 
 // newAccount checks the name and the password of a form.
 func (s *server) newAccount(r *http.Request, create func(name, encoded string) (User, error)) (User, error) {
-	name, err := userName(r.PostFormValue("username"))
+	name, err := ownName(r)
 	if err != nil {
 		return User{}, err
 	}
@@ -316,14 +322,21 @@ func (s *server) newGuest(r *http.Request) (User, error) {
 	if !s.logins.allow("address " + s.clientAddress(r)) {
 		return User{}, refuse(http.StatusTooManyRequests, "login_too_fast")
 	}
-	name, err := userName(r.PostFormValue("username"))
+	name, err := ownName(r)
 	if err != nil {
 		return User{}, err
 	}
-	if name == anonymousGuest {
-		return User{}, ErrTaken
-	}
 	return s.store.CreateUser(name, RoleGuest, "")
+}
+
+// ownName is the name that somebody new has typed. That of all who have none
+// cannot be one's own.
+func ownName(r *http.Request) (string, error) {
+	name, err := userName(r.PostFormValue("username"))
+	if name == anonymousGuest {
+		err = ErrTaken
+	}
+	return name, err
 }
 
 func (s *server) handleLogout(w http.ResponseWriter, r *http.Request, v visitor) error {
@@ -365,12 +378,9 @@ func (s *server) changePassword(r *http.Request, v visitor) error {
 	if v.Role == RoleGuest {
 		return ErrForbidden
 	}
-	password := r.PostFormValue("new")
-	if err := checkPassword(password); err != nil {
+	password, err := newPassword(r)
+	if err != nil {
 		return err
-	}
-	if password != r.PostFormValue("again") {
-		return refuse(http.StatusBadRequest, "password_mismatch")
 	}
 	if _, err := s.signIn(r.Context(), s.clientAddress(r), v.Name, r.PostFormValue("old")); err != nil {
 		if problemOf(err).code == "bad_login" {
@@ -387,6 +397,18 @@ func (s *server) changePassword(r *http.Request, v visitor) error {
 	}
 	s.hub.Drop(func(m *member) bool { return m.user.ID == v.ID && !bytes.Equal(m.session, v.session) })
 	return nil
+}
+
+// newPassword is what a form has twice.
+func newPassword(r *http.Request) (string, error) {
+	password := r.PostFormValue("new")
+	if err := checkPassword(password); err != nil {
+		return "", err
+	}
+	if password != r.PostFormValue("again") {
+		return "", refuse(http.StatusBadRequest, "password_mismatch")
+	}
+	return password, nil
 }
 
 // handleRoomsOrSocket is the room picker, and the tutorials' socket at the same URL.

@@ -35,6 +35,9 @@ type page struct {
 	Rooms  []RoomState
 	Online []string
 
+	Register bool    // visitors may make themselves an account
+	Invite   *Invite // that of the link
+
 	About    *aboutRoom
 	Room     string
 	Topic    string
@@ -89,6 +92,7 @@ type clientData struct {
 // byte is sent, so that an error can still become a 500.
 func (s *server) render(w http.ResponseWriter, r *http.Request, v visitor, status int, file string, p page) error {
 	p.Lang, p.Guests, p.Path, p.Status = language(r), s.guests, r.URL.RequestURI(), status
+	p.Register = s.register
 	if r.Method != http.MethodGet {
 		p.Path = "/chat/"
 	}
