@@ -43,6 +43,11 @@ func (s *server) checkSocket(w http.ResponseWriter, r *http.Request, v visitor) 
 // the handshake is answered, so that a client that has the answer misses nothing.
 func (s *server) socket(w http.ResponseWriter, r *http.Request, v visitor, m *member, live bool, talk func(*member)) error {
 	m.address, m.peer = s.clientAddress(r), r.RemoteAddr
+	if !s.trusts(m.address) { // a proxy that does not say for whom it asks would be one for all
+		if err := s.connects.check(networkOf(m.address)); err != nil {
+			return err
+		}
+	}
 	if err := s.hub.Admit(m.address); err != nil {
 		return err
 	}
@@ -51,9 +56,12 @@ func (s *server) socket(w http.ResponseWriter, r *http.Request, v visitor, m *me
 		s.hub.Dismiss(m.address)
 		return err
 	}
-	m.Conn, m.user, m.session, m.language = conn, v.User, v.session, language(r)
+	m.Conn, m.user, m.session, m.expires, m.language = conn, v.User, v.session, v.Expires, v.language(r)
 	m.hold()
-	if err = s.hub.Add(m); err == nil && live {
+	if err = s.hub.Add(m); err == nil {
+		err = s.checkStill(r, v)
+	}
+	if err == nil && live {
 		m.from, err = s.hub.Join(m)
 	}
 	if err == nil {
@@ -451,7 +459,7 @@ func (s *server) handlePost(w http.ResponseWriter, r *http.Request, v visitor) e
 		writeJSON(w, http.StatusOK, newEventFrame(e))
 	case err != nil:
 		p := problemOf(err)
-		return s.showRoom(w, r, v, room, p.status, page{Error: s.sentence(language(r), p), Form: map[string]string{"message": in.Message}})
+		return s.showRoom(w, r, v, room, p.status, page{Error: s.sentence(v.language(r), p), Form: map[string]string{"message": in.Message}})
 	default:
 		s.redirect(w, r, fmt.Sprintf("%s#m%d", roomPath(room.Name), e.ID))
 	}

@@ -231,7 +231,7 @@ func (s *testServer) session(name string) string {
 	token := "token-of-" + name
 	hash := hashToken(token)
 	if _, err := s.store.SessionUser(s.t.Context(), hash); err != nil {
-		if err := s.store.CreateSession(s.user(name), hash); err != nil {
+		if err := s.store.CreateSession(s.user(name), hash, "", ""); err != nil {
 			s.t.Fatal(err)
 		}
 	}

@@ -42,12 +42,17 @@ type server struct {
 	trusted       []netip.Prefix // proxies whose X-Forwarded-For is believed
 	socketOrigins *http.CrossOriginProtection
 
-	hashSlots  chan struct{} // taken while a password is hashed
-	logins     *throttle
-	invites    *throttle
-	posts      *throttle // messages and whatever else is kept
-	typing     *throttle
-	complaints *throttle // lines of the log about one kind of failure
+	hashSlots     chan struct{} // taken while a password is hashed
+	authHeader    string        // in which a trusted proxy says who the visitor is; "": in none
+	authCreate    bool          // and makes users at first sight
+	logins        *throttle     // by address and name; see signIn
+	addressLogins *throttle
+	nameLogins    *throttle
+	connects      *throttle // by address
+	invites       *throttle // by address
+	posts         *throttle // messages and whatever else is kept
+	typing        *throttle
+	complaints    *throttle // lines of the log about one kind of failure
 
 	assets map[string]asset
 	words  map[string]catalogue                     // by language
@@ -61,7 +66,7 @@ func (s *server) routes() http.Handler {
 	mux := http.NewServeMux()
 	handle := func(pattern string, h handler) { mux.Handle(pattern, s.handler(h)) }
 	handle("GET /{$}", s.handleRoot)
-	handle("GET /static/{file}", s.handleAsset)
+	mux.HandleFunc("GET /static/{file}", s.handleAsset)
 	handle("GET /setup", s.handleSetUpPage)
 	handle("POST /setup", s.handleSetUp)
 	handle("GET /login/{$}", s.handleLoginPage)
@@ -75,6 +80,8 @@ func (s *server) routes() http.Handler {
 	handle("POST /language", s.handleLanguage)
 	handle("GET /account/{$}", s.signedIn(s.handleAccount))
 	handle("POST /account/password", s.signedIn(s.handlePassword))
+	handle("POST /account/sessions", s.signedIn(s.handleSessions))
+	handle("POST /account/settings", s.signedIn(s.handleSettings))
 	handle("GET /chat/{$}", s.handleRoomsOrSocket)
 	handle("GET /chat/{room}/{$}", s.signedIn(s.handleRoom))
 	handle("POST /chat/{room}/{$}", s.signedIn(s.handlePost))
@@ -94,10 +101,10 @@ func (s *server) routes() http.Handler {
 	protected.SetDenyHandler(s.handler(func(http.ResponseWriter, *http.Request, visitor) error {
 		return refuse(http.StatusForbidden, "cross_origin")
 	}))
-	return secureHeaders(http.MaxBytesHandler(http.StripPrefix(s.base, protected.Handler(mux)), maxBody))
+	return s.secureHeaders(http.MaxBytesHandler(http.StripPrefix(s.base, protected.Handler(mux)), maxBody))
 }
 
-func secureHeaders(next http.Handler) http.Handler {
+func (s *server) secureHeaders(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "+
@@ -105,6 +112,9 @@ func secureHeaders(next http.Handler) http.Handler {
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Referrer-Policy", "same-origin")
 		h.Set("Cache-Control", "no-store")
+		if s.secure {
+			h.Set("Strict-Transport-Security", "max-age=31536000") // a year
+		}
 		next.ServeHTTP(w, r)
 	})
 }
@@ -142,7 +152,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, v visitor, err err
 	}
 	p := problemOf(err)
 	s.complain(p, "request", "pattern", r.Pattern, "err", err)
-	sentence := s.sentence(language(r), p)
+	sentence := s.sentence(v.language(r), p)
 	switch {
 	case wantsSocket(r) || p.status == http.StatusUpgradeRequired:
 		http.Error(w, sentence, p.status)
@@ -263,7 +273,7 @@ func (s *server) newAccount(r *http.Request, create func(name, encoded string) (
 
 // enterAs starts a session and goes to where the visitor wanted to be.
 func (s *server) enterAs(w http.ResponseWriter, r *http.Request, u User) error {
-	if err := s.startSession(w, u); err != nil {
+	if err := s.startSession(w, r, u); err != nil {
 		return err
 	}
 	s.redirect(w, r, localPath(r.PostFormValue("next")))
@@ -276,7 +286,7 @@ func (s *server) again(w http.ResponseWriter, r *http.Request, v visitor, err er
 	if problem.status >= http.StatusInternalServerError {
 		return err
 	}
-	p.Error = s.sentence(language(r), problem)
+	p.Error = s.sentence(v.language(r), problem)
 	return s.render(w, r, v, problem.status, file, p)
 }
 
@@ -288,6 +298,10 @@ func badForm(err error) error {
 }
 
 func (s *server) handleLoginPage(w http.ResponseWriter, r *http.Request, v visitor) error {
+	if v.proxied {
+		s.redirect(w, r, localPath(r.FormValue("next")))
+		return nil
+	}
 	return s.render(w, r, v, http.StatusOK, "login.html", page{Next: localPath(r.FormValue("next"))})
 }
 
@@ -319,7 +333,7 @@ func (s *server) handleGuest(w http.ResponseWriter, r *http.Request, v visitor) 
 // newGuest makes a guest. The name must be new: with that of an earlier guest
 // would come the right to change what that one said.
 func (s *server) newGuest(r *http.Request) (User, error) {
-	if !s.logins.allow("address " + s.clientAddress(r)) {
+	if !s.logins.allow("guests of " + networkOf(s.clientAddress(r))) {
 		return User{}, refuse(http.StatusTooManyRequests, "login_too_fast")
 	}
 	name, err := ownName(r)
@@ -346,13 +360,18 @@ func (s *server) handleLogout(w http.ResponseWriter, r *http.Request, v visitor)
 		}
 		s.hub.Drop(func(m *member) bool { return bytes.Equal(m.session, v.session) })
 	}
-	s.setCookie(w, sessionCookie, "", -time.Second)
+	s.setCookie(w, s.cookieName(), "", -time.Second)
 	s.redirect(w, r, "/login/")
 	return nil
 }
 
-func (s *server) handleLanguage(w http.ResponseWriter, r *http.Request, _ visitor) error {
+func (s *server) handleLanguage(w http.ResponseWriter, r *http.Request, v visitor) error {
 	if lang := r.PostFormValue("lang"); s.words[lang] != nil {
+		if v.Language != "" { // which would win over the cookie
+			if err := s.store.SetSettings(v.User, lang, v.Notify); err != nil {
+				return err
+			}
+		}
 		s.setCookie(w, languageCookie, lang, cookieLife)
 	}
 	s.redirect(w, r, localPath(r.PostFormValue("next")))
@@ -360,17 +379,14 @@ func (s *server) handleLanguage(w http.ResponseWriter, r *http.Request, _ visito
 }
 
 func (s *server) handleAccount(w http.ResponseWriter, r *http.Request, v visitor) error {
-	return s.render(w, r, v, http.StatusOK, "account.html", page{})
+	return s.showAccount(w, r, v, nil, "")
 }
 
 func (s *server) handlePassword(w http.ResponseWriter, r *http.Request, v visitor) error {
 	if err := r.ParseForm(); err != nil {
 		return badForm(err)
 	}
-	if err := s.changePassword(r, v); err != nil {
-		return s.again(w, r, v, err, "account.html", page{})
-	}
-	return s.render(w, r, v, http.StatusOK, "account.html", page{Notice: s.words[language(r)].text("account.changed")})
+	return s.showAccount(w, r, v, s.changePassword(r, v), "account.changed")
 }
 
 // changePassword also ends the user's other sessions, and their sockets at once.
@@ -395,7 +411,7 @@ func (s *server) changePassword(r *http.Request, v visitor) error {
 	if err := s.store.SetPassword(v.User, encoded, v.session); err != nil {
 		return err
 	}
-	s.hub.Drop(func(m *member) bool { return m.user.ID == v.ID && !bytes.Equal(m.session, v.session) })
+	s.dropOthers(v)
 	return nil
 }
 
@@ -482,8 +498,8 @@ func (s *server) showRoom(w http.ResponseWriter, r *http.Request, v visitor, roo
 	}
 	p.Room, p.Topic, p.Newest, p.CID = room.Name, room.Topic, !paging, newCID()
 	p.Client = &clientData{
-		Base: s.base, Lang: language(r), Username: v.Name, Guest: v.Role == RoleGuest, Room: room.Name,
-		Cursor: cursor, Newest: p.Newest, Older: p.Older, Limit: maxMessage, Words: s.words[language(r)].client(),
+		Base: s.base, Lang: v.language(r), Username: v.Name, Guest: v.Role == RoleGuest, Room: room.Name,
+		Cursor: cursor, Newest: p.Newest, Older: p.Older, Limit: maxMessage, Words: s.words[v.language(r)].client(),
 	}
 	return s.render(w, r, v, status, "room.html", p)
 }

@@ -186,10 +186,11 @@ func (o *outbox) write(frames net.Buffers) (err error) {
 // member is one socket in the hub.
 type member struct {
 	*Conn
-	user    User   // ID 0: a visitor who has not said a name
-	session []byte // hash of the session that it signed in with, if any
-	room    int64  // or followsRooms
-	from    int64  // the stream of events that it gets begins after this id
+	user    User      // ID 0: a visitor who has not said a name
+	session []byte    // hash of the session that it signed in with, if any
+	expires time.Time // when the user has to leave; zero: never
+	room    int64     // or followsRooms
+	from    int64     // the stream of events that it gets begins after this id
 	dialect *dialect
 
 	guest    User           // the name that a visitor without a session spoke under last
@@ -488,10 +489,15 @@ func (h *Hub) Drop(match func(*member) bool) {
 	defer h.mu.Unlock()
 	for m := range h.members {
 		if match(m) {
-			h.leave(m)
-			m.close(closePolicy, "signed out")
+			h.drop(m)
 		}
 	}
+}
+
+// drop needs h.mu.
+func (h *Hub) drop(m *member) {
+	h.leave(m)
+	m.close(closePolicy, "signed out")
 }
 
 // Close lets every socket finish what it has sent to the store, tells it that
@@ -544,11 +550,11 @@ func (h *Hub) sweepLoop() {
 	}
 }
 
-// sweep cuts connections that are dead or stuck and pings those of one slot. One
-// pass a second over all sockets takes the place of timers for each.
+// sweep cuts connections that are dead or stuck, drops those whose user's time is
+// over, and pings those of one slot. One pass a second over all sockets takes the place of timers for each.
 func (h *Hub) sweep(slot int) {
 	ping := appendFrame(nil, opPing, nil)
-	now := ticks()
+	now, clock := ticks(), time.Now()
 	late := func(since int64, limit time.Duration) bool { return since != 0 && now-since > int64(limit) }
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -556,6 +562,8 @@ func (h *Hub) sweep(slot int) {
 		switch {
 		case late(m.writing.Load(), writeWait), late(m.began.Load(), messageWait), late(m.heard.Load(), deadAfter):
 			m.conn.Close()
+		case !m.expires.IsZero() && !clock.Before(m.expires):
+			h.drop(m)
 		case m.slot == slot:
 			m.push(ping)
 		}

@@ -187,7 +187,7 @@ func (w *writer) admit(in Invite, name, encoded string) (User, error) {
 // invite finds the invite of a request's link. All links that do not work are
 // answered alike, and all requests counted, so that guessing leads nowhere.
 func (s *server) invite(r *http.Request) (Invite, error) {
-	if !s.invites.allow(s.clientAddress(r)) {
+	if !s.invites.allow(networkOf(s.clientAddress(r))) {
 		return Invite{}, refuse(http.StatusTooManyRequests, "login_too_fast")
 	}
 	in, err := s.store.InviteByToken(r.Context(), r.PathValue("token"))
@@ -228,7 +228,7 @@ func (s *server) handleInvite(w http.ResponseWriter, r *http.Request, v visitor)
 	if in.Kind == inviteReset {
 		s.hub.Drop(func(m *member) bool { return m.user.ID == u.ID })
 	}
-	if err := s.startSession(w, u); err != nil {
+	if err := s.startSession(w, r, u); err != nil {
 		return err
 	}
 	to := "/chat/"
@@ -282,7 +282,7 @@ func (s *server) handleRegister(w http.ResponseWriter, r *http.Request, v visito
 	}
 	err := refuse(http.StatusTooManyRequests, "login_too_fast")
 	var u User
-	if s.logins.allow("address " + s.clientAddress(r)) {
+	if s.logins.allow("guests of " + networkOf(s.clientAddress(r))) {
 		u, err = s.newAccount(r, func(name, encoded string) (User, error) { return s.store.CreateUser(name, RoleMember, encoded) })
 	}
 	if err != nil {

@@ -104,6 +104,8 @@ func version() string {
 type config struct {
 	addr, data, url, trust, origins, log string
 	guests, register                     bool
+	authHeader                           string
+	authCreate                           bool
 	rate                                 float64
 	maxConns, maxConnsPerAddr            int
 }
@@ -114,10 +116,12 @@ func serveFlags(c *config) *flag.FlagSet {
 	f.StringVar(&c.addr, "addr", "localhost:8080", "listen on `host:port`")
 	f.StringVar(&c.data, "data", "./data", "keep everything in `directory`")
 	f.StringVar(&c.url, "url", "", "public `URL`, if it is not http://host:port; its path is where everything lives")
-	f.StringVar(&c.trust, "trust", "127.0.0.0/8,::1/128", "believe X-Forwarded-For from these `networks`")
+	f.StringVar(&c.trust, "trust", "127.0.0.0/8,::1/128", "believe X-Forwarded-For, and -auth-header, from these `networks`")
 	f.StringVar(&c.origins, "origins", "", "further `origins`, comma-separated, whose pages may open sockets")
 	f.BoolVar(&c.guests, "guests", false, "let visitors without an account into public rooms")
 	f.BoolVar(&c.register, "register", false, "let visitors make themselves an account")
+	f.StringVar(&c.authHeader, "auth-header", "", "`name` of the header in which proxies in -trust say who the visitor is, such as Remote-User")
+	f.BoolVar(&c.authCreate, "auth-create", false, "make an account for whom -auth-header names and nobody knows")
 	f.Float64Var(&c.rate, "rate", 5, "messages per `second` and user, after a burst of four times that; 0: no limit")
 	f.IntVar(&c.maxConns, "max-conns", socketsFor(descriptors()), "open `sockets` at most; 0: no limit")
 	f.IntVar(&c.maxConnsPerAddr, "max-conns-per-addr", 0, "open `sockets` per address at most; 0: no limit")
@@ -229,10 +233,14 @@ func lockData(dir string) (unlock func() error, err error) {
 func newServer(c config, store *Store, hub *Hub, log *slog.Logger) (*server, error) {
 	s := &server{
 		store: store, hub: hub, log: log, guests: c.guests, register: c.register,
+		authHeader: c.authHeader, authCreate: c.authCreate,
 		socketOrigins: http.NewCrossOriginProtection(),
 		hashSlots:     make(chan struct{}, runtime.NumCPU()),
 		logins:        newThrottle(loginBurst, loginPerSecond),
+		addressLogins: newThrottle(addressLoginBurst, addressLoginPerSecond),
+		nameLogins:    newThrottle(nameLoginBurst, nameLoginPerSecond),
 		invites:       newThrottle(inviteBurst, invitePerSecond),
+		connects:      newThrottle(connectBurst, connectsPerSecond),
 		posts:         newThrottle(burstSeconds*c.rate, c.rate),
 		typing:        newThrottle(burstSeconds, 1),
 		complaints:    newThrottle(10, 0.2),
@@ -243,6 +251,9 @@ func newServer(c config, store *Store, hub *Hub, log *slog.Logger) (*server, err
 	}
 	s.public = strings.TrimSuffix(c.url, "/")
 	s.base, s.secure = strings.TrimSuffix(public.Path, "/"), public.Scheme == "https"
+	if strings.ContainsAny(c.authHeader, " :=") {
+		return nil, fmt.Errorf("-auth-header: %q is not like Remote-User", c.authHeader)
+	}
 	for network := range splitList(c.trust) {
 		p, err := netip.ParsePrefix(network)
 		if err != nil {

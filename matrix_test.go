@@ -26,6 +26,8 @@ var requests = map[string]string{
 	"GET /register/{$}":           "/register/",
 	"POST /register/{$}":          "/register/ username=x&password=long+enough",
 	"GET /account/{$}":            "/account/",
+	"POST /account/sessions":      "/account/sessions id=0000000000000000",
+	"POST /account/settings":      "/account/settings language=zh&notify=all",
 	"POST /account/password":      "/account/password old=x&new=long+enough&again=long+enough",
 	"GET /chat/{$}":               "/chat/",
 	"POST /chat/{$}":              "/chat/ private=another",
@@ -119,7 +121,7 @@ func routePatterns(t *testing.T) (patterns []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, m := range regexp.MustCompile(`\thandle\("([^"]+)"`).FindAllSubmatch(source, -1) {
+	for _, m := range regexp.MustCompile(`\t(?:handle|mux\.HandleFunc)\("([^"]+)"`).FindAllSubmatch(source, -1) {
 		patterns = append(patterns, string(m[1]))
 	}
 	return patterns

@@ -32,6 +32,10 @@ type page struct {
 	Form   map[string]string // what was typed
 	Status int
 
+	Proxied  bool // a proxy says who it is
+	Sessions []Session
+	Session  string // the id of this one
+
 	Rooms  []RoomState
 	Online []string
 
@@ -91,7 +95,7 @@ type clientData struct {
 // render fills in what every page has. The page is complete before the first
 // byte is sent, so that an error can still become a 500.
 func (s *server) render(w http.ResponseWriter, r *http.Request, v visitor, status int, file string, p page) error {
-	p.Lang, p.Guests, p.Path, p.Status = language(r), s.guests, r.URL.RequestURI(), status
+	p.Lang, p.Guests, p.Path, p.Status, p.Proxied = v.language(r), s.guests, r.URL.RequestURI(), status, v.proxied
 	p.Register = s.register
 	if r.Method != http.MethodGet {
 		p.Path = "/chat/"
@@ -207,9 +211,12 @@ func (c catalogue) client() map[string]string {
 	return words
 }
 
-// language is the one that the visitor chose, else the first in Accept-Language
-// that we have.
-func language(r *http.Request) string {
+// language is the one that the user chose, or this browser, else the first in
+// Accept-Language that we have.
+func (v visitor) language(r *http.Request) string {
+	if v.Language != "" {
+		return v.Language
+	}
 	if c, err := r.Cookie(languageCookie); err == nil && (c.Value == "en" || c.Value == "zh") {
 		return c.Value
 	}
@@ -231,10 +238,12 @@ type asset struct {
 	contentType string
 }
 
-func (s *server) handleAsset(w http.ResponseWriter, r *http.Request, _ visitor) error {
+// handleAsset needs no visitor: those whom we do not let in see pages too.
+func (s *server) handleAsset(w http.ResponseWriter, r *http.Request) {
 	a, ok := s.assets[r.PathValue("file")]
 	if !ok {
-		return ErrNotFound
+		s.fail(w, r, visitor{}, ErrNotFound)
+		return
 	}
 	h := w.Header()
 	h.Set("Content-Type", a.contentType)
@@ -244,5 +253,4 @@ func (s *server) handleAsset(w http.ResponseWriter, r *http.Request, _ visitor) 
 		h.Set("Cache-Control", "public, max-age=31536000, immutable")
 	}
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(a.content))
-	return nil
 }

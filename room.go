@@ -443,7 +443,7 @@ func (s *server) handleChangeRoom(w http.ResponseWriter, r *http.Request, v visi
 		if problem.status >= http.StatusInternalServerError {
 			return err
 		}
-		return s.showAbout(w, r, v, room, problem.status, page{Error: s.sentence(language(r), problem), Form: formOf(r, "topic", "name", "member")})
+		return s.showAbout(w, r, v, room, problem.status, page{Error: s.sentence(v.language(r), problem), Form: formOf(r, "topic", "name", "member")})
 	}
 	if !s.hub.Sees(v.User, room) { // left
 		s.redirect(w, r, "/chat/")
