@@ -297,6 +297,7 @@ func TestCommands(t *testing.T) {
 		{"-url example.org -data " + dir, "", true, "-url"},
 		{"-trust me -data " + dir, "", true, "-trust"},
 		{"-origins me -data " + dir, "", true, "-origins"},
+		{"-auth-header Remote-User:x -data " + dir, "", true, "-auth-header"},
 		{"user add 小红 -admin -data " + dir, testPassword, false, ""},
 		{"user add 小红 -data " + dir, testPassword, true, "taken"},
 		{"user add a/b -data " + dir, testPassword, true, "cannot be"},

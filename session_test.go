@@ -150,6 +150,9 @@ func TestSettings(t *testing.T) {
 		ann := s.session("ann")
 		in := func(what, want string) {
 			t.Helper()
+			if _, _, text := s.browse("GET", "/nothing", ann+"; lang=en", ""); !strings.Contains(text, s.words[want].text("error.not_found")) {
+				t.Errorf("%s: the error is not in %s", what, want)
+			}
 			for _, path := range []string{"/account/", "/nothing", "/chat/?room=a%2Fb", "/chat/x/"} {
 				if _, _, text := s.browse("GET", path, ann+"; lang=en", ""); !strings.Contains(text, `<html lang="`+want+`">`) {
 					t.Errorf("%s: %s is not in %s:\n%.300s", what, path, want, text)
@@ -259,7 +262,11 @@ func TestProxyHeader(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t, dir, true)
-		s.authHeader = "Remote-User"
+		var err error
+		if s.server, err = newServer(config{trust: "127.0.0.0/8", authHeader: "Remote-User", authCreate: true}, s.store, s.hub, s.log); err != nil || !s.authCreate {
+			t.Fatalf("-auth-create is %v, %v", s.authCreate, err)
+		}
+		s.http.Handler = s.routes()
 		ann, zoe := s.user("Ann"), s.user("zoe")
 		if _, err := s.store.CreateUser("guest", RoleGuest, ""); err != nil {
 			t.Fatal(err)
@@ -289,7 +296,7 @@ func TestProxyHeader(t *testing.T) {
 			{"deactivated", "/chat/", "", "Remote-User: zoe", false, true, 403, "no active account"},
 			{"guest", "/chat/", "", "Remote-User: guest", false, true, 403, "no active account"},
 			{"impossible", "/chat/", "", "Remote-User: a/b", false, true, 403, "no active account"},
-			{"two", "/chat/", "", "Remote-User: zoe\r\nRemote-User: ann", false, true, 403, "no active account"},
+			{"two", "/chat/", "", "Remote-User: ann\r\nRemote-User: bob", false, true, 403, "no active account"},
 			{"no login form", "/login/?next=/chat/x/", "", "Remote-User: ann", false, false, 303, ""},
 			{"account", "/account/", "", "Remote-User: ann", false, false, 200, `name="notify"`},
 			{"no password to change", "/account/", "", "Remote-User: ann", false, false, 200, ""},
@@ -411,6 +418,8 @@ func TestLoginThrottle(t *testing.T) {
 		if err := try("ann", testPassword, "7.7.7.7"); err != nil {
 			t.Errorf("the owner at home, while all guess: %v", err)
 		}
+		guess("who is not at home there", "ann", "5.5.7.#", "login_too_fast", 1)
+		guess("who is at home as another", "nobody", "7.7.7.7", "login_too_fast", 1)
 		guess("a guess from the owner's home", "ann", "7.7.7.7", "bad_login", loginBurst)
 		guess("a guess from the owner's home", "ann", "7.7.7.7", "login_too_fast", 1)
 		time.Sleep(2 * time.Second)
