@@ -309,7 +309,7 @@ func (w *writer) createUser(u *User, encoded string) error {
 
 // SpeakingGuest returns the guest of that name for a socket without a session,
 // where anybody may use any name that is nobody's: ErrTaken is for names of
-// members and of guests with a session.
+// members, of guests with a session and of those who are deactivated.
 func (s *Store) SpeakingGuest(ctx context.Context, name string) (User, error) {
 	u, _, err := s.UserByName(ctx, name)
 	if errors.Is(err, ErrNotFound) {
@@ -322,16 +322,17 @@ func (s *Store) SpeakingGuest(ctx context.Context, name string) (User, error) {
 		return User{}, err
 	}
 	var owned bool
-	err = s.read.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM sessions WHERE user = ?)", u.ID).Scan(&owned)
+	err = s.read.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM sessions WHERE user = ?1) OR EXISTS (SELECT 1 FROM users WHERE id = ?1 AND deactivated IS NOT NULL)", u.ID).Scan(&owned)
 	if err == nil && (owned || u.Role != RoleGuest) {
 		err = ErrTaken
 	}
 	return u, err
 }
 
-// UserByName returns a user and the encoded password, or ErrNotFound.
+// UserByName returns a user and the encoded password, or ErrNotFound. It is empty
+// for guests and for users who may not come in any more.
 func (s *Store) UserByName(ctx context.Context, name string) (u User, encoded string, err error) {
-	err = s.read.QueryRowContext(ctx, "SELECT id, name, role, coalesce(password, '') FROM users WHERE key = ?", foldName(name)).
+	err = s.read.QueryRowContext(ctx, "SELECT id, name, role, iif(deactivated IS NULL, coalesce(password, ''), '') FROM users WHERE key = ?", foldName(name)).
 		Scan(&u.ID, &u.Name, &u.Role, &encoded)
 	if errors.Is(err, sql.ErrNoRows) {
 		err = ErrNotFound
@@ -363,7 +364,7 @@ func (s *Store) CreateSession(u User, hash []byte) error {
 // sessions that are used alive.
 func (s *Store) SessionUser(ctx context.Context, hash []byte) (u User, err error) {
 	var seen int64
-	err = s.read.QueryRowContext(ctx, "SELECT u.id, u.name, u.role, s.seen FROM sessions s JOIN users u ON u.id = s.user WHERE s.hash = ?", hash).
+	err = s.read.QueryRowContext(ctx, "SELECT u.id, u.name, u.role, s.seen FROM sessions s JOIN users u ON u.id = s.user WHERE s.hash = ? AND u.deactivated IS NULL", hash).
 		Scan(&u.ID, &u.Name, &u.Role, &seen)
 	unused := time.Since(time.UnixMilli(seen))
 	switch {

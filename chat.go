@@ -53,7 +53,10 @@ func (s *server) socket(w http.ResponseWriter, r *http.Request, v visitor, m *me
 	}
 	m.Conn, m.user, m.session, m.language = conn, v.User, v.session, language(r)
 	m.hold()
-	if err = s.hub.Add(m); err == nil && live {
+	if err = s.hub.Add(m); err == nil && v.session != nil {
+		_, err = s.store.SessionUser(r.Context(), v.session) // if it ended before Add, Drop has not seen m
+	}
+	if err == nil && live {
 		m.from, err = s.hub.Join(m)
 	}
 	if err == nil {

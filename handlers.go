@@ -73,6 +73,13 @@ func (s *server) routes() http.Handler {
 	handle("GET /chat/{room}/{$}", s.signedIn(s.handleRoom))
 	handle("POST /chat/{room}/{$}", s.signedIn(s.handlePost))
 
+	handle("GET /admin/{$}", s.adminOnly(s.handleAdmin))
+	handle("GET /admin/users/{$}", s.adminOnly(s.handleUsers))
+	handle("POST /admin/users", s.adminOnly(s.handleChangeUsers))
+	handle("GET /admin/messages/{$}", s.adminOnly(s.handleMessages))
+	handle("POST /admin/messages", s.adminOnly(s.handleDeleteMessages))
+	handle("GET /admin/audit/{$}", s.adminOnly(s.handleAudit))
+
 	// chatd.v1, and the formats of the tutorials' pages.
 	handle("GET /ws", s.handleV1)
 	handle("GET /ws/chat/{room}/{$}", s.roomSocket(dialectChat, decodeFrame))

@@ -87,8 +87,10 @@ func (w *writer) delete(e *Event) error {
 	if err != nil {
 		return err
 	}
-	if m.Author.ID != e.Author.ID && e.Author.Role != RoleAdmin {
-		return ErrForbidden
+	if m.Author.ID != e.Author.ID {
+		if err := w.moderate(e.Author, m); err != nil {
+			return err
+		}
 	}
 	if err := w.append(e, ""); err != nil {
 		return err
