@@ -89,6 +89,13 @@ func (s *server) routes() http.Handler {
 	handle("GET /chat/{room}/about/{$}", s.signedIn(s.handleAbout))
 	handle("POST /chat/{room}/about/{$}", s.signedIn(s.handleChangeRoom))
 
+	handle("GET /admin/{$}", s.adminOnly(s.handleAdmin))
+	handle("GET /admin/users/{$}", s.adminOnly(s.handleUsers))
+	handle("POST /admin/users", s.adminOnly(s.handleChangeUsers))
+	handle("GET /admin/messages/{$}", s.adminOnly(s.handleMessages))
+	handle("POST /admin/messages", s.adminOnly(s.handleDeleteMessages))
+	handle("GET /admin/audit/{$}", s.adminOnly(s.handleAudit))
+
 	// chatd.v1, and the formats of the tutorials' pages.
 	handle("GET /ws", s.handleV1)
 	handle("GET /ws/chat/{room}/{$}", s.roomSocket(dialectChat, decodeFrame))

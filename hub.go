@@ -483,6 +483,13 @@ func (h *Hub) Online() []string {
 	return h.online // replaced, never changed
 }
 
+// Sockets returns how many are open.
+func (h *Hub) Sockets() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.members)
+}
+
 // Drop closes the sockets that match, for good (1008).
 func (h *Hub) Drop(match func(*member) bool) {
 	h.mu.Lock()

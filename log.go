@@ -86,8 +86,10 @@ func (w *writer) delete(e *Event) error {
 	if err != nil {
 		return err
 	}
-	if m.Author.ID != e.Author.ID && e.Author.Role != RoleAdmin {
-		return ErrForbidden
+	if m.Author.ID != e.Author.ID {
+		if err := w.moderate(e.Author, m); err != nil {
+			return err
+		}
 	}
 	if err := w.append(e, ""); err != nil {
 		return err
@@ -126,7 +128,7 @@ func (w *writer) target(e *Event) (m Event, err error) {
 	switch {
 	case errors.Is(err, sql.ErrNoRows), err == nil && e.Room.ID != 0 && e.Room.ID != m.Room.ID:
 		return m, ErrNotFound
-	case err == nil && m.Room.Archived:
+	case err == nil && m.Room.Archived && e.Kind != KindDelete:
 		return m, ErrArchived
 	}
 	e.Room = m.Room

@@ -50,6 +50,8 @@ type page struct {
 	Newest   bool         // the page ends with the newest message
 	CID      string
 	Client   *clientData
+
+	Admin *adminPage
 }
 
 // Shown is what a room is called for whoever looks: direct messages have the name
@@ -169,6 +171,7 @@ func (s *server) functions(words catalogue) template.FuncMap {
 		"clock":   func(t time.Time) string { return t.Local().Format("15:04") },
 		"stamp":   timestamp,
 		"hue":     hue,
+		"past":    func(id int64) int64 { return id + 1 }, // the before= of a page that ends with id
 		"json": func(v any) (string, error) {
 			b, err := json.Marshal(v)
 			return string(b), err

@@ -72,7 +72,8 @@ func OpenStore(dir string, publish func([]Event)) (*Store, error) {
 	}
 	path := filepath.Join(dir, "chatd.db")
 	dsn := fmt.Sprintf("file:%s?_pragma=busy_timeout(%d)&_pragma=journal_mode(WAL)&_pragma=foreign_keys(1)", path, lockWait)
-	write, err := sql.Open("sqlite", dsn+"&_pragma=synchronous(FULL)&_txlock=immediate")
+	// With recursive triggers REPLACE does not get past those that protect audit.
+	write, err := sql.Open("sqlite", dsn+"&_pragma=synchronous(FULL)&_pragma=recursive_triggers(1)&_txlock=immediate")
 	if err != nil {
 		return nil, err
 	}
