@@ -36,8 +36,8 @@ type User struct {
 	Name string
 	Role Role
 
-	// What follows is there in those whom CreateUser, UserByName and SessionUser
-	// return, and in no author of an event.
+	// The rest is only in those whom UserByName and SessionUser return, and in no
+	// author of an event.
 	Language    string    // of the pages; "": as the browser says
 	Notify      string    // about which messages, unless a room says otherwise: one of notifyLevels
 	Expires     time.Time // when a guest of a link has to leave; zero: never
@@ -372,8 +372,8 @@ func (s *Store) CreateFirstAdmin(name, encoded string) (User, error) {
 func (w *writer) createUser(u *User, encoded string) error {
 	err := w.queryRow(`
 		INSERT INTO users (name, key, role, password, joined, first_id)
-		VALUES (?, ?, ?, ?, ?, (SELECT coalesce(max(id), 0) FROM log)) ON CONFLICT (key) DO NOTHING RETURNING id, notify`,
-		u.Name, foldName(u.Name), u.Role, orNull(encoded), w.now.UnixMilli()).Scan(&u.ID, &u.Notify)
+		VALUES (?, ?, ?, ?, ?, (SELECT coalesce(max(id), 0) FROM log)) ON CONFLICT (key) DO NOTHING RETURNING id`,
+		u.Name, foldName(u.Name), u.Role, orNull(encoded), w.now.UnixMilli()).Scan(&u.ID)
 	if errors.Is(err, sql.ErrNoRows) {
 		return ErrTaken
 	}
@@ -384,8 +384,7 @@ func (w *writer) createUser(u *User, encoded string) error {
 func (s *Store) UserOrNew(ctx context.Context, name string, role Role) (User, error) {
 	u, _, err := s.UserByName(ctx, name)
 	if errors.Is(err, ErrNotFound) {
-		u, err = s.CreateUser(name, role, "")
-		if errors.Is(err, ErrTaken) { // by another request, just now
+		if _, err = s.CreateUser(name, role, ""); err == nil || errors.Is(err, ErrTaken) { // taken by another request, just now
 			u, _, err = s.UserByName(ctx, name)
 		}
 	}

@@ -40,11 +40,11 @@ type server struct {
 	register      bool           // visitors may make themselves an account
 	setUpToken    string         // makes the first administrator; "" when there is one
 	trusted       []netip.Prefix // proxies whose X-Forwarded-For is believed
+	authHeader    string         // in which those say who the visitor is; "": in none
+	authCreate    bool           // whom they name and nobody knows is made a member
 	socketOrigins *http.CrossOriginProtection
 
 	hashSlots     chan struct{} // taken while a password is hashed
-	authHeader    string        // in which a trusted proxy says who the visitor is; "": in none
-	authCreate    bool          // and makes users at first sight
 	logins        *throttle     // by address and name; see signIn
 	addressLogins *throttle
 	nameLogins    *throttle

@@ -312,7 +312,7 @@ func TestSessionLife(t *testing.T) {
 		}
 		for range 10 {
 			time.Sleep(sessionLife / 4)
-			if u, err := s.SessionUser(t.Context(), used); err != nil || u != s.ann {
+			if u, err := s.SessionUser(t.Context(), used); err != nil || u.Name != "ann" {
 				t.Fatalf("a session in use: %v, %v", u, err)
 			}
 		}

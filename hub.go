@@ -558,7 +558,8 @@ func (h *Hub) sweepLoop() {
 }
 
 // sweep cuts connections that are dead or stuck, drops those whose user's time is
-// over, and pings those of one slot. One pass a second over all sockets takes the place of timers for each.
+// over, and pings those of one slot. One pass a second over all sockets takes the
+// place of timers for each.
 func (h *Hub) sweep(slot int) {
 	ping := appendFrame(nil, opPing, nil)
 	now, clock := ticks(), time.Now()

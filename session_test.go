@@ -178,8 +178,12 @@ func TestSettings(t *testing.T) {
 		}
 		s.browse("POST", "/language", ann, "lang=en")
 		in("switched to en", "en")
-		if u, err := s.store.SessionUser(t.Context(), hashToken("token-of-ann")); err != nil || u.Notify != "none" || u.Language != "en" {
+		u, err := s.store.SessionUser(t.Context(), hashToken("token-of-ann"))
+		if err != nil || u.Notify != "none" || u.Language != "en" {
 			t.Errorf("kept %+v, %v", u, err)
+		}
+		if e, err := s.store.AppendWait(Event{Kind: KindMessage, Room: s.room("y"), Author: u, Body: "x"}); err != nil || e.Author != (User{ID: u.ID, Name: "ann", Role: RoleMember}) {
+			t.Errorf("an event goes to others with its author's settings: %+v, %v", e.Author, err)
 		}
 		s.browse("POST", "/account/settings", ann, "language=&notify=all")
 		s.browse("POST", "/language", ann, "lang=zh") // only this browser

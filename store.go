@@ -140,6 +140,8 @@ func (s *Store) Append(e Event, done func(Event, error)) error {
 	if !ok {
 		return fmt.Errorf("append: %q is not an event that is kept", e.Kind)
 	}
+	a := e.Author
+	e.Author = User{ID: a.ID, Name: a.Name, Role: a.Role, Confined: a.Confined} // others get it; the settings are nobody else's
 	return s.enqueue(&job{event: e, apply: apply, done: done})
 }
 
