@@ -242,19 +242,21 @@ func TestAdminDelete(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		s := newAdminServer(t, dir)
-		lobby, secret, club := s.room("lobby"), s.room("secret"), s.room("club")
+		lobby := s.room("lobby")
+		secret, err := s.store.CreatePrivateRoom("secret", s.user("ann"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		club, err := s.store.CreatePrivateRoom("club", s.user("ann"), s.user("root"))
+		if err != nil {
+			t.Fatal(err)
+		}
 		for i := range 3 {
 			s.say(lobby, "ann", fmt.Sprint("spam", i+1))
 		}
 		s.say(secret, "ann", "whispered")
 		s.say(club, "ann", "shared")
 		s.say(lobby, "root", "own")
-		if err := s.tryExec("UPDATE rooms SET private = 1 WHERE key IN (?, ?)", foldName("secret"), foldName("club")); err != nil {
-			t.Fatal(err)
-		}
-		if err := s.tryExec("INSERT INTO members (room, user) VALUES (?, ?)", club.ID, s.user("root").ID); err != nil {
-			t.Fatal(err)
-		}
 		p, root := s.dial("/ws", s.session("ann")), s.dial("/ws", s.session("root"))
 		for _, p := range []*peer{p, root} {
 			go p.listen()
