@@ -28,6 +28,8 @@ type adminPage struct {
 	Figures  []figure
 	Accounts []account
 	Messages []Event
+	Invites  []Invite
+	Link     string // of the invite that was just made; nobody sees it again
 	Audit    []auditEntry
 	Here     string // this page, with its filters
 	Next     string // the page that goes on, or ""
@@ -392,6 +394,84 @@ func (s *server) handleDeleteMessages(w http.ResponseWriter, r *http.Request, v 
 	}
 	s.redirect(w, r, localPath(r.PostFormValue("next")))
 	return nil
+}
+
+func (s *server) handleInvites(w http.ResponseWriter, r *http.Request, v visitor) error {
+	return s.showInvites(w, r, v, page{Admin: &adminPage{}}, nil)
+}
+
+func (s *server) showInvites(w http.ResponseWriter, r *http.Request, v visitor, p page, wrong error) error {
+	all, err := s.store.Invites(r.Context())
+	if err != nil {
+		return err
+	}
+	p.Admin.Invites = all
+	if wrong != nil {
+		return s.again(w, r, v, wrong, "admin_invites.html", p)
+	}
+	return s.render(w, r, v, http.StatusOK, "admin_invites.html", p)
+}
+
+// handleChangeInvites makes a link or revokes one, with the guests who came by it.
+func (s *server) handleChangeInvites(w http.ResponseWriter, r *http.Request, v visitor) error {
+	if err := r.ParseForm(); err != nil {
+		return badForm(err)
+	}
+	if r.PostFormValue("action") == "invite.revoke" {
+		id, _, err := numberOf(r, "id")
+		if err != nil {
+			return err
+		}
+		guests, err := s.store.RevokeInvite(id, v.User)
+		if err != nil {
+			return err
+		}
+		s.hub.Drop(func(m *member) bool { return slices.Contains(guests, m.user.ID) })
+		s.redirect(w, r, "/admin/invites/")
+		return nil
+	}
+	p := page{Admin: &adminPage{}, Form: formOf(r, "kind", "name", "days", "uses")}
+	token, err := s.addInvite(r, v.User)
+	if err != nil {
+		return s.showInvites(w, r, v, p, err)
+	}
+	p.Admin.Link = cmp.Or(s.public, "http://"+r.Host+s.base) + "/invite/" + token
+	return s.showInvites(w, r, v, p, nil)
+}
+
+func (s *server) addInvite(r *http.Request, admin User) (token string, err error) {
+	in := Invite{Kind: r.PostFormValue("kind"), Role: RoleMember, Creator: admin.Name}
+	name := strings.TrimSpace(r.PostFormValue("name"))
+	switch in.Kind {
+	case inviteReset:
+		in.User = name
+	case inviteGuest:
+		in.Room = name
+		if room, err := s.store.Room(name); err != nil || !s.hub.Sees(admin, room) {
+			return "", refuse(http.StatusNotFound, "unknown_room")
+		}
+	case string(RoleAdmin):
+		in.Kind, in.Role = inviteAccount, RoleAdmin
+	}
+	days, _, err := numberOf(r, "days")
+	if err != nil {
+		return "", err
+	}
+	uses, _, err := numberOf(r, "uses")
+	if err != nil {
+		return "", err
+	}
+	in.Uses = int(min(uses, maxInviteUses+1))
+	token, err = s.store.CreateInvite(in, time.Duration(min(days, 1000))*24*time.Hour)
+	if errors.Is(err, ErrNotFound) {
+		err = refuse(http.StatusNotFound, "no_user")
+	}
+	return token, err
+}
+
+// handleAdminRooms lists the rooms; each is changed on its own page.
+func (s *server) handleAdminRooms(w http.ResponseWriter, r *http.Request, v visitor) error {
+	return s.render(w, r, v, http.StatusOK, "admin_rooms.html", page{})
 }
 
 // auditEntry is a line of what administrators did.

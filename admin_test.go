@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -384,4 +385,51 @@ func TestAuditImmutable(t *testing.T) {
 // tryExec is exec for what may be refused.
 func (s *testServer) tryExec(query string, args ...any) error {
 	return s.store.update(func(w *writer) error { return w.exec(query, args...) })
+}
+
+// A guest link is made on a page, leads into one room, and ends with its guests.
+func TestAdminInvites(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		s := newAdminServer(t, dir)
+		lobby, other := s.room("lobby"), s.room("other")
+		status, _, text := s.browse("POST", "/admin/invites", s.session("root"), "kind=guest&name=lobby&days=1&uses=2")
+		link := regexp.MustCompile(`http://chat.test(/invite/\w+)`).FindStringSubmatch(text)
+		if status != 200 || link == nil {
+			t.Fatalf("no link: %d\n%s", status, text)
+		}
+		_, to, cookie, _ := s.submit(link[1], "username", "visitor")
+		if to != "/chat/lobby/" {
+			t.Errorf("the guest is led to %q", to)
+		}
+		p := s.dial("/ws", cookie)
+		go p.listen()
+		p.send(opText, []byte(`{"type":"hello","since":0}`))
+		synctest.Wait()
+		s.say(lobby, "ann", "for guests too")
+		s.say(other, "ann", "not for guests")
+		synctest.Wait()
+		if heard := strings.Join(p.takeHeard(), "\n"); !strings.Contains(heard, "for guests too") || strings.Contains(heard, "not for guests") || strings.Contains(heard, `"room":"other"`) {
+			t.Errorf("the guest heard %s", heard)
+		}
+		for path, want := range map[string]int{"/chat/lobby/": 200, "/chat/other/": 404, "/chat/new/": 404, "/chat/@ann/": 404} {
+			if status, _, _ := s.browse("GET", path, cookie, ""); status != want {
+				t.Errorf("a guest of the lobby at %s: %d, want %d", path, status, want)
+			}
+		}
+		if status, _, _ := s.browse("POST", "/admin/invites", s.session("root"), "action=invite.revoke&id=1"); status != 303 {
+			t.Errorf("revoke: %d", status)
+		}
+		synctest.Wait()
+		if heard := p.takeHeard(); !slices.Contains(heard, fmt.Sprint("closed ", closePolicy)) {
+			t.Errorf("the guest's socket heard %q", heard)
+		}
+		if status, _, _ := s.browse("GET", "/chat/lobby/", cookie, ""); status != 303 {
+			t.Errorf("the guest's session: %d", status)
+		}
+		want := []string{"root|invite.create|lobby|guest × 2", "root|invite.revoke|#1|"}
+		if got := s.deeds(); !slices.Equal(got, want) {
+			t.Errorf("audit: %q, want %q", got, want)
+		}
+	})
 }

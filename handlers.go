@@ -94,6 +94,9 @@ func (s *server) routes() http.Handler {
 	handle("POST /admin/users", s.adminOnly(s.handleChangeUsers))
 	handle("GET /admin/messages/{$}", s.adminOnly(s.handleMessages))
 	handle("POST /admin/messages", s.adminOnly(s.handleDeleteMessages))
+	handle("GET /admin/invites/{$}", s.adminOnly(s.handleInvites))
+	handle("POST /admin/invites", s.adminOnly(s.handleChangeInvites))
+	handle("GET /admin/rooms/{$}", s.adminOnly(s.handleAdminRooms))
 	handle("GET /admin/audit/{$}", s.adminOnly(s.handleAudit))
 
 	// chatd.v1, and the formats of the tutorials' pages.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"database/sql"
@@ -64,18 +65,22 @@ func (s *Store) CreateInvite(in Invite, ttl time.Duration) (token string, err er
 	token = rand.Text() // 130 bits
 	return token, s.update(func(w *writer) error {
 		var found bool
+		var creator User
 		err := w.queryRow(`
 			INSERT INTO invites (hash, kind, role, user, room, creator, created, expires, uses) VALUES (?1, ?2, ?3,
 				(SELECT id FROM users WHERE key = ?4 AND ?2 = 'reset' AND role != 'guest' AND deactivated IS NULL),
 				(SELECT id FROM rooms WHERE key = ?5 AND ?2 = 'guest'),
 				(SELECT id FROM users WHERE key = ?6), ?7, ?8, ?9)
-			RETURNING (user IS NOT NULL) = (kind = 'reset') AND (room IS NOT NULL) = (kind = 'guest') AND (creator IS NOT NULL) = (?6 != '')`,
+			RETURNING (user IS NOT NULL) = (kind = 'reset') AND (room IS NOT NULL) = (kind = 'guest') AND (creator IS NOT NULL) = (?6 != ''), coalesce(creator, 0)`,
 			hashToken(token), in.Kind, in.Role, foldName(in.User), foldName(in.Room), foldName(in.Creator),
-			w.now.UnixMilli(), w.now.Add(ttl).UnixMilli(), in.Uses).Scan(&found)
+			w.now.UnixMilli(), w.now.Add(ttl).UnixMilli(), in.Uses).Scan(&found, &creator.ID)
 		if err == nil && !found {
 			err = ErrNotFound
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		return w.audit(creator, "invite.create", cmp.Or(in.User, in.Room, string(in.Role)), fmt.Sprint(in.Kind, " × ", in.Uses))
 	})
 }
 
@@ -125,15 +130,47 @@ func (s *Store) Invites(ctx context.Context) (all []Invite, err error) {
 	return all, rows.Err()
 }
 
-// RevokeInvite makes a link useless. Who has come in by it stays.
-func (s *Store) RevokeInvite(id int64) error {
-	return s.update(func(w *writer) error {
+// RevokeInvite makes a link useless in the name of admin, and returns the guests
+// who came in by it: they may not any more. Accounts stay.
+func (s *Store) RevokeInvite(id int64, admin User) (guests []int64, err error) {
+	err = s.update(func(w *writer) error {
 		err := w.queryRow("UPDATE invites SET revoked = coalesce(revoked, ?) WHERE id = ? RETURNING id", w.now.UnixMilli(), id).Scan(&id)
 		if errors.Is(err, sql.ErrNoRows) {
 			err = ErrNotFound
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		if guests, err = w.guestsOf(id); err != nil {
+			return err
+		}
+		for _, guest := range guests {
+			if err := w.exec("UPDATE users SET deactivated = coalesce(deactivated, ?) WHERE id = ?", w.now.UnixMilli(), guest); err != nil {
+				return err
+			}
+			if err := w.exec("DELETE FROM sessions WHERE user = ?", guest); err != nil {
+				return err
+			}
+		}
+		return w.audit(admin, "invite.revoke", fmt.Sprint("#", id), "")
 	})
+	return guests, err
+}
+
+func (w *writer) guestsOf(invite int64) (ids []int64, err error) {
+	rows, err := w.conn.QueryContext(context.Background(), "SELECT x.user FROM invite_uses x JOIN invites i ON i.id = x.invite WHERE i.id = ? AND i.kind = 'guest'", invite)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id int64
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		ids = append(ids, id)
+	}
+	return ids, rows.Err()
 }
 
 // UseInvite makes the account or the guest of that name, or sets the password of

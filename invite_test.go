@@ -118,7 +118,7 @@ func TestInviteEnds(t *testing.T) {
 				}
 			},
 			"expired":         func(string, Invite) { time.Sleep(time.Hour) },
-			"revoked":         func(_ string, in Invite) { s.store.RevokeInvite(in.ID) },
+			"revoked":         func(_ string, in Invite) { s.store.RevokeInvite(in.ID, User{}) },
 			"creator demoted": func(string, Invite) { s.exec("UPDATE users SET role = 'member' WHERE name = 'Root'") },
 			"creator gone":    func(string, Invite) { s.exec("UPDATE users SET deactivated = 1 WHERE name = 'Root'") },
 			"never there":     func(string, Invite) { s.exec("DELETE FROM invite_uses"); s.exec("DELETE FROM invites") },

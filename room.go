@@ -253,6 +253,11 @@ func (s *Store) ChangeRoom(r Room, by User) error {
 			e.Body = old.Name
 		}
 		w.tell(e)
+		if by.Role == RoleAdmin {
+			if err := w.audit(by, "room.change", old.Name, fmt.Sprintf("%s; %s; archived: %t", r.Name, r.Topic, r.Archived)); err != nil {
+				return err
+			}
+		}
 		return w.exec("UPDATE rooms SET name = ?, key = ?, topic = ?, archived = CASE WHEN ? THEN coalesce(archived, ?) END WHERE id = ?",
 			r.Name, foldName(r.Name), r.Topic, r.Archived, w.now.UnixMilli(), r.ID)
 	})
