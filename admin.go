@@ -63,8 +63,7 @@ func (w *writer) audit(admin User, action, subject, detail string) error {
 // and writes it down. Messages that they may not see are not there.
 func (w *writer) moderate(admin User, m Event) error {
 	var author string
-	err := w.queryRow(`SELECT u.name FROM users u, rooms r WHERE u.id = ? AND r.id = ?
-		AND (r.private = 0 OR EXISTS (SELECT 1 FROM members WHERE room = r.id AND user = ?))`, m.Author.ID, m.Room.ID, admin.ID).Scan(&author)
+	err := w.queryRow("SELECT u.name FROM users u, rooms r WHERE u.id = ? AND r.id = ? AND "+admin.sees(), m.Author.ID, m.Room.ID).Scan(&author)
 	if errors.Is(err, sql.ErrNoRows) {
 		return ErrNotFound
 	}
@@ -89,7 +88,7 @@ func (s *server) handleAdmin(w http.ResponseWriter, r *http.Request, v visitor) 
 	lines = append(lines,
 		figure{"admin.sockets", s.hub.Sockets()},
 		figure{"admin.online", len(s.hub.Online())},
-		figure{"admin.uptime", s.words[language(r)].text("admin.duration", int(up.Hours())/24, int(up.Hours())%24, int(up.Minutes())%60)},
+		figure{"admin.uptime", s.words[v.language(r)].text("admin.duration", int(up.Hours())/24, int(up.Hours())%24, int(up.Minutes())%60)},
 		figure{"admin.version", version()})
 	return s.render(w, r, v, http.StatusOK, "admin.html", page{Admin: &adminPage{Figures: lines}})
 }
@@ -126,9 +125,8 @@ func megabytes(file os.FileInfo) string { return fmt.Sprintf("%.1f MB", float64(
 // account is a user as administrators see it.
 type account struct {
 	User
-	Joined      time.Time
-	Deactivated bool
-	Seen        time.Time // of the newest session, to within a day; zero without one
+	Joined time.Time
+	Seen   time.Time // of the newest session, to within a day; zero without one
 }
 
 func (s *server) handleUsers(w http.ResponseWriter, r *http.Request, v visitor) error {
@@ -207,7 +205,7 @@ func (s *server) handleChangeUsers(w http.ResponseWriter, r *http.Request, v vis
 		if err != nil {
 			return s.showUsers(w, r, v, page{Form: formOf(r, "username", "role")}, err)
 		}
-		notice := s.words[language(r)].text("admin.password", u.Name, password)
+		notice := s.words[v.language(r)].text("admin.password", u.Name, password)
 		return s.showUsers(w, r, v, page{Form: make(map[string]string), Notice: notice}, nil)
 	}
 	if err := s.changeAccount(r, v.User); err != nil {
@@ -348,10 +346,9 @@ func (s *Store) search(ctx context.Context, admin User, q search) (found []Event
 	oldest := max(before-searchMost, 1)
 	found, more, err := s.events(ctx, `
 		WHERE l.id < ?1 AND l.id >= ?2 AND l.kind = 'message'
-			AND (r.private = 0 OR EXISTS (SELECT 1 FROM members WHERE room = r.id AND user = ?3))
-			AND (?4 = '' OR r.key = ?4) AND (?5 = '' OR u.key = ?5) AND l.time >= ?6 AND l.time < ?7
-			AND (?8 = '' OR l.body LIKE ?8 ESCAPE '\')
-		ORDER BY l.id DESC LIMIT ?9`, before, oldest, admin.ID, q.room, q.author, q.from, q.to, q.text, historyPage+1)
+			AND (?3 = '' OR r.key = ?3) AND (?4 = '' OR u.key = ?4) AND l.time >= ?5 AND l.time < ?6
+			AND (?7 = '' OR l.body LIKE ?7 ESCAPE '\') AND `+admin.sees()+`
+		ORDER BY l.id DESC LIMIT ?8`, before, oldest, q.room, q.author, q.from, q.to, q.text, historyPage+1)
 	if len(found) > historyPage {
 		found, more = found[:historyPage], true
 	}

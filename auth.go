@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 )
 
 // Role is what a user may do. A guest is a visitor without an account, whose
@@ -34,6 +35,21 @@ type User struct {
 	ID   int64
 	Name string
 	Role Role
+
+	// The rest is only in those whom UserByName and SessionUser return, and in no
+	// author of an event.
+	Language    string    // of the pages; "": as the browser says
+	Notify      string    // about which messages, unless a room says otherwise: one of notifyLevels
+	Expires     time.Time // when a guest of a link has to leave; zero: never
+	Deactivated bool
+	Confined    bool // sees only the rooms that it is a member of
+}
+
+var notifyLevels = []string{"all", "mentions", "none"}
+
+// gone reports whether the user may not come in any more.
+func (u User) gone() bool {
+	return u.Deactivated || !u.Expires.IsZero() && !time.Now().Before(u.Expires)
 }
 
 const (
@@ -41,15 +57,16 @@ const (
 	maxHashRounds   = 10_000_000 // what we are willing to verify
 	minPassword     = 8          // characters
 	maxPassword     = 256        // bytes
-	sessionCookie   = "chatd"
-	sessionLife     = 60 * 24 * time.Hour // since last used
-	sessionTouch    = 24 * time.Hour      // how exactly we know when that was
-	cookieLife      = 400 * 24 * time.Hour
-	maxBuckets      = 10_000   // addresses and names that a throttle remembers
-	anonymousGuest  = "游客"     // who speaks on a guest's plain socket, as in the tutorials
-	loginBurst      = 10       // wrong passwords before a name or an address must wait
-	loginPerSecond  = 1.0 / 10 // and how many it may try from then on
+	maxBuckets      = 10_000     // addresses and names that a throttle remembers
+	anonymousGuest  = "游客"       // who speaks on a guest's plain socket, as in the tutorials
 	passwordHashing = "pbkdf2_sha256"
+
+	// How often a password may be tried, at once and then per second: see signIn.
+	loginBurst, loginPerSecond               = 10, 1.0 / 10 // at one name from one address
+	addressLoginBurst, addressLoginPerSecond = 50, 1.0 / 2  // from one address
+	nameLoginBurst, nameLoginPerSecond       = 100, 1       // at one name
+
+	connectBurst, connectsPerSecond = 200, 50 // sockets opened from one address
 )
 
 // hashPassword encodes a password as Django does, so that accounts can move in
@@ -100,14 +117,40 @@ func (s *server) hashing(ctx context.Context, f func()) error {
 	}
 }
 
-// signIn checks a name and a password. Names and addresses that guess have to
-// wait; an unknown name is answered like a wrong password, and as late.
+// signIn checks a name and a password. An unknown name, and that of a user who may
+// not come in, is answered like a wrong password, and as late. Who guesses has to wait:
+//
+//  1. An address has few tries at one name. That stops who guesses from one place,
+//     and costs nobody else anything: the name's owner has tries of their own.
+//  2. An address has more tries in all, as a whole office may share it. So a few
+//     passwords tried at every name do not get round 1.
+//  3. A name has many tries from all addresses together. That slows who guesses from
+//     many places, and takes many to exhaust, as 1 and 2 are counted first.
+//  4. Who does exhaust it, and goes on, still does not lock the owner out: 3 is not
+//     for addresses that the name is signed in from. 1 and 2 are for them too.
+//
+// Limits 1 to 3 are the same for names that do not exist. A right password gives
+// back only the tries of 1: else the owner's visits would be gifts to who guesses
+// elsewhere, and a login of one's own a way round 2.
 func (s *server) signIn(ctx context.Context, address, name, password string) (User, error) {
-	if !s.logins.allow("address "+address) || !s.logins.allow("name "+foldName(name)) {
+	if len(name) > maxUserName*utf8.UTFMax {
+		name = "" // is nobody's either, and takes no memory in throttles
+	}
+	network, key := networkOf(address), foldName(name)
+	pair := network + " at " + key
+	if !s.addressLogins.allow(network) || !s.logins.allow(pair) {
 		return User{}, refuse(http.StatusTooManyRequests, "login_too_fast")
 	}
+	if !s.nameLogins.allow(key) {
+		switch known, err := s.store.SignedInFrom(ctx, name, address); {
+		case err != nil:
+			return User{}, err
+		case !known:
+			return User{}, refuse(http.StatusTooManyRequests, "login_too_fast")
+		}
+	}
 	u, encoded, err := s.store.UserByName(ctx, name)
-	if errors.Is(err, ErrNotFound) || err == nil && encoded == "" {
+	if errors.Is(err, ErrNotFound) || err == nil && (encoded == "" || u.gone()) {
 		encoded = nobody
 	} else if err != nil {
 		return User{}, err
@@ -119,37 +162,25 @@ func (s *server) signIn(ctx context.Context, address, name, password string) (Us
 	if !ok {
 		return User{}, refuse(http.StatusForbidden, "bad_login")
 	}
-	s.logins.forget("name " + foldName(name))
+	s.logins.forget(pair)
 	return u, nil
-}
-
-// startSession signs the browser in. It always makes a new token, so that one
-// planted before is worth nothing.
-func (s *server) startSession(w http.ResponseWriter, u User) error {
-	token := rand.Text() // 130 bits
-	if err := s.store.CreateSession(u, hashToken(token)); err != nil {
-		return err
-	}
-	s.setCookie(w, sessionCookie, token, cookieLife)
-	return nil
-}
-
-func (s *server) setCookie(w http.ResponseWriter, name, value string, life time.Duration) {
-	http.SetCookie(w, &http.Cookie{
-		Name: name, Value: value, Path: s.base + "/", MaxAge: int(life.Seconds()),
-		Secure: s.secure, HttpOnly: true, SameSite: http.SameSiteLaxMode,
-	})
 }
 
 // visitor is who sends a request.
 type visitor struct {
 	User           // ID 0: nobody is signed in
-	session []byte // hash of the token
+	session []byte // hash of the token, if it is by a session
+	proxied bool   // a proxy says who it is
 }
 
-// visitor finds the session of a request. No session, or an old one, is no error.
+// visitor finds who sends a request: whom a proxy says, or else who signed in. No
+// session, or an old one, is no error.
 func (s *server) visitor(r *http.Request) (visitor, error) {
-	c, err := r.Cookie(sessionCookie)
+	if name := s.proxied(r); name != "" {
+		u, err := s.proxiedUser(r.Context(), name)
+		return visitor{User: u, proxied: true}, err
+	}
+	c, err := r.Cookie(s.cookieName())
 	if err != nil {
 		return visitor{}, nil
 	}
@@ -158,12 +189,44 @@ func (s *server) visitor(r *http.Request) (visitor, error) {
 	if errors.Is(err, ErrNotFound) {
 		return visitor{}, nil
 	}
-	return visitor{u, hash}, err
+	return visitor{User: u, session: hash}, err
 }
 
-func hashToken(token string) []byte {
-	h := sha256.Sum256([]byte(token))
-	return h[:]
+// proxied returns what the header of -auth-header says, if its sender may say so.
+func (s *server) proxied(r *http.Request) string {
+	said := strings.Join(r.Header.Values(s.authHeader), ",") // two names make none
+	if s.authHeader == "" || said == "" {
+		return ""
+	}
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err == nil && s.trusts(host) {
+		return said
+	}
+	if s.complaints.allow("auth-header") {
+		s.log.Warn("-auth-header ignored: sender is not in -trust", "peer", r.RemoteAddr)
+	}
+	return ""
+}
+
+// proxiedUser returns the member that a proxy vouches for; with -auth-create one
+// who is new is made. Guests are not meant: anybody may take a guest's name.
+func (s *server) proxiedUser(ctx context.Context, said string) (u User, err error) {
+	name, err := userName(said)
+	switch {
+	case err != nil:
+		err = ErrNotFound
+	case s.authCreate:
+		u, err = s.store.UserOrNew(ctx, name, RoleMember)
+	default:
+		u, _, err = s.store.UserByName(ctx, name)
+	}
+	if errors.Is(err, ErrNotFound) || err == nil && (u.Role == RoleGuest || u.gone()) {
+		err = refuse(http.StatusForbidden, "proxy_unknown")
+	}
+	if err != nil {
+		return User{}, err
+	}
+	return u, nil
 }
 
 // clientAddress is the address that throttles count: the peer's, or, when that
@@ -195,6 +258,16 @@ func (s *server) trusts(host string) bool {
 		}
 	}
 	return false
+}
+
+// networkOf is what a throttle counts an address as: who has one of IPv6 has the
+// whole /64.
+func networkOf(address string) string {
+	a, err := netip.ParseAddr(address)
+	if err != nil || a.Unmap().Is4() {
+		return address
+	}
+	return netip.PrefixFrom(a.WithZone(""), 64).Masked().String()
 }
 
 // throttle allows every key a burst, and then a rate.
@@ -271,8 +344,8 @@ func (s *Store) HasAdmin(ctx context.Context) (has bool, err error) {
 	return has, err
 }
 
-// CreateUser makes an account, or, with an empty encoded password, a guest. It
-// fails with ErrTaken if anybody has the name.
+// CreateUser makes a user. With an empty encoded password nobody can sign in as
+// that one. It fails with ErrTaken if anybody has the name.
 func (s *Store) CreateUser(name string, role Role, encoded string) (User, error) {
 	u := User{Name: name, Role: role}
 	err := s.update(func(w *writer) error { return w.createUser(&u, encoded) })
@@ -307,77 +380,62 @@ func (w *writer) createUser(u *User, encoded string) error {
 	return err
 }
 
-// SpeakingGuest returns the guest of that name for a socket without a session,
-// where anybody may use any name that is nobody's: ErrTaken is for names of
-// members, of guests with a session and of those who are deactivated.
-func (s *Store) SpeakingGuest(ctx context.Context, name string) (User, error) {
+// UserOrNew returns the user of that name, who is made, without a password, if need be.
+func (s *Store) UserOrNew(ctx context.Context, name string, role Role) (User, error) {
 	u, _, err := s.UserByName(ctx, name)
 	if errors.Is(err, ErrNotFound) {
-		u, err = s.CreateUser(name, RoleGuest, "")
-		if errors.Is(err, ErrTaken) { // by another socket, just now
+		if _, err = s.CreateUser(name, role, ""); err == nil || errors.Is(err, ErrTaken) { // taken by another request, just now
 			u, _, err = s.UserByName(ctx, name)
 		}
 	}
+	return u, err
+}
+
+// SpeakingGuest returns the guest of that name for a socket without a session,
+// where anybody may use any name that is nobody's: ErrTaken is for names of
+// members, of guests with a session, and of those who may not come in any more.
+func (s *Store) SpeakingGuest(ctx context.Context, name string) (User, error) {
+	u, err := s.UserOrNew(ctx, name, RoleGuest)
 	if err != nil {
 		return User{}, err
 	}
 	var owned bool
-	err = s.read.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM sessions WHERE user = ?1) OR EXISTS (SELECT 1 FROM users WHERE id = ?1 AND deactivated IS NOT NULL)", u.ID).Scan(&owned)
-	if err == nil && (owned || u.Role != RoleGuest) {
+	err = s.read.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM sessions WHERE user = ?)", u.ID).Scan(&owned)
+	if err == nil && (owned || u.Role != RoleGuest || u.gone()) {
 		err = ErrTaken
 	}
 	return u, err
 }
 
-// UserByName returns a user and the encoded password, or ErrNotFound. It is empty
-// for guests and for users who may not come in any more.
+// UserByName returns a user and the encoded password, or ErrNotFound.
 func (s *Store) UserByName(ctx context.Context, name string) (u User, encoded string, err error) {
-	err = s.read.QueryRowContext(ctx, "SELECT id, name, role, iif(deactivated IS NULL, coalesce(password, ''), '') FROM users WHERE key = ?", foldName(name)).
-		Scan(&u.ID, &u.Name, &u.Role, &encoded)
-	if errors.Is(err, sql.ErrNoRows) {
-		err = ErrNotFound
-	}
+	u, err = scanUser(s.read.QueryRowContext(ctx, "SELECT "+userColumns+", coalesce(u.password, '') FROM users u WHERE u.key = ?", foldName(name)), &encoded)
 	return u, encoded, err
 }
 
-// SetPassword changes a password and ends the user's sessions but the one to keep.
-func (s *Store) SetPassword(u User, encoded string, keep []byte) error {
-	return s.update(func(w *writer) error {
-		if err := w.exec("UPDATE users SET password = ? WHERE id = ?", encoded, u.ID); err != nil {
-			return err
-		}
-		return w.exec("DELETE FROM sessions WHERE user = ? AND hash IS NOT ?", u.ID, keep)
-	})
-}
+// userColumns are what scanUser makes a User of. It scans further ones into more.
+const userColumns = "u.id, u.name, u.role, coalesce(u.language, ''), u.notify, coalesce(u.expires, 0), u.deactivated IS NOT NULL, u.confined"
 
-// CreateSession also forgets the sessions that have run out.
-func (s *Store) CreateSession(u User, hash []byte) error {
-	return s.update(func(w *writer) error {
-		if err := w.exec("DELETE FROM sessions WHERE seen < ?", w.now.Add(-sessionLife).UnixMilli()); err != nil {
-			return err
-		}
-		return w.exec("INSERT INTO sessions (hash, user, seen) VALUES (?, ?, ?)", hash, u.ID, w.now.UnixMilli())
-	})
-}
-
-// SessionUser returns who signed in with a session, or ErrNotFound. It keeps
-// sessions that are used alive.
-func (s *Store) SessionUser(ctx context.Context, hash []byte) (u User, err error) {
-	var seen int64
-	err = s.read.QueryRowContext(ctx, "SELECT u.id, u.name, u.role, s.seen FROM sessions s JOIN users u ON u.id = s.user WHERE s.hash = ? AND u.deactivated IS NULL", hash).
-		Scan(&u.ID, &u.Name, &u.Role, &seen)
-	unused := time.Since(time.UnixMilli(seen))
-	switch {
-	case errors.Is(err, sql.ErrNoRows), err == nil && unused > sessionLife:
-		return User{}, ErrNotFound
-	case err == nil && unused > sessionTouch:
-		err = s.update(func(w *writer) error {
-			return w.exec("UPDATE sessions SET seen = ? WHERE hash = ?", w.now.UnixMilli(), hash)
-		})
+func scanUser(row *sql.Row, more ...any) (u User, err error) {
+	var expires int64
+	err = row.Scan(append([]any{&u.ID, &u.Name, &u.Role, &u.Language, &u.Notify, &expires, &u.Deactivated, &u.Confined}, more...)...)
+	if expires != 0 {
+		u.Expires = time.UnixMilli(expires)
+	}
+	if errors.Is(err, sql.ErrNoRows) {
+		err = ErrNotFound
 	}
 	return u, err
 }
 
-func (s *Store) DeleteSession(hash []byte) error {
-	return s.update(func(w *writer) error { return w.exec("DELETE FROM sessions WHERE hash = ?", hash) })
+// SetPassword changes a password and ends the user's sessions but the one to keep.
+func (s *Store) SetPassword(u User, encoded string, keep []byte) error {
+	return s.update(func(w *writer) error { return w.setPassword(u, encoded, keep) })
+}
+
+func (w *writer) setPassword(u User, encoded string, keep []byte) error {
+	if err := w.exec("UPDATE users SET password = ? WHERE id = ?", encoded, u.ID); err != nil {
+		return err
+	}
+	return w.deleteOtherSessions(u, keep)
 }

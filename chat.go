@@ -43,6 +43,11 @@ func (s *server) checkSocket(w http.ResponseWriter, r *http.Request, v visitor) 
 // the handshake is answered, so that a client that has the answer misses nothing.
 func (s *server) socket(w http.ResponseWriter, r *http.Request, v visitor, m *member, live bool, talk func(*member)) error {
 	m.address, m.peer = s.clientAddress(r), r.RemoteAddr
+	if !s.trusts(m.address) { // a proxy that does not say for whom it asks would be one for all
+		if err := s.connects.check(networkOf(m.address)); err != nil {
+			return err
+		}
+	}
 	if err := s.hub.Admit(m.address); err != nil {
 		return err
 	}
@@ -51,10 +56,10 @@ func (s *server) socket(w http.ResponseWriter, r *http.Request, v visitor, m *me
 		s.hub.Dismiss(m.address)
 		return err
 	}
-	m.Conn, m.user, m.session, m.language = conn, v.User, v.session, language(r)
+	m.Conn, m.user, m.session, m.expires, m.language = conn, v.User, v.session, v.Expires, v.language(r)
 	m.hold()
-	if err = s.hub.Add(m); err == nil && v.session != nil {
-		_, err = s.store.SessionUser(r.Context(), v.session) // if it ended before Add, Drop has not seen m
+	if err = s.hub.Add(m); err == nil {
+		err = s.checkStill(r, v)
 	}
 	if err == nil && live {
 		m.from, err = s.hub.Join(m)
@@ -153,7 +158,7 @@ func (s *server) joined(m *member, err error) bool {
 // cursor. Of them it keeps one page in memory.
 func (s *server) replay(m *member, cursor, last int64) (int64, error) {
 	for {
-		page, more, err := s.store.Since(context.Background(), m.room, cursor, replayPage)
+		page, more, err := s.store.Since(context.Background(), m.user, m.room, cursor, replayPage)
 		if err != nil {
 			return cursor, err
 		}
@@ -288,14 +293,14 @@ func (s *server) welcome(m *member) (f welcomeFrame, err error) {
 	f = welcomeFrame{Type: "welcome", Username: m.user.Name, ID: s.hub.Last(), Rooms: []roomFrame{}}
 	rooms, err := s.store.RoomStates(context.Background(), m.user)
 	for _, r := range rooms {
-		f.Rooms = append(f.Rooms, roomFrame{r.Name, r.LastRead, r.Unread})
+		f.Rooms = append(f.Rooms, roomFrame{r.Name, r.LastRead, r.Unread, r.Private, r.Topic, r.Archived})
 	}
 	return f, err
 }
 
 func (s *server) onFrame(m *member, in clientFrame) error {
 	room, err := s.store.Room(in.Room)
-	if err != nil && (in.Room != "" || in.needsRoom()) {
+	if (err != nil || !s.hub.Sees(m.user, room)) && (in.Room != "" || in.needsRoom()) {
 		return refuse(http.StatusNotFound, "unknown_room")
 	}
 	e, err := in.event(m.user, room)
@@ -454,7 +459,7 @@ func (s *server) handlePost(w http.ResponseWriter, r *http.Request, v visitor) e
 		writeJSON(w, http.StatusOK, newEventFrame(e))
 	case err != nil:
 		p := problemOf(err)
-		return s.showRoom(w, r, v, room, p.status, page{Error: s.sentence(language(r), p), Form: map[string]string{"message": in.Message}})
+		return s.showRoom(w, r, v, room, p.status, page{Error: s.sentence(v.language(r), p), Form: map[string]string{"message": in.Message}})
 	default:
 		s.redirect(w, r, fmt.Sprintf("%s#m%d", roomPath(room.Name), e.ID))
 	}
@@ -541,13 +546,13 @@ type missed struct {
 }
 
 // sendMissed is what a socket replays, for those who have none.
-func (s *server) sendMissed(w http.ResponseWriter, r *http.Request, room Room) error {
+func (s *server) sendMissed(w http.ResponseWriter, r *http.Request, v visitor, room Room) error {
 	since, _, err := numberOf(r, "since")
 	if err != nil {
 		return err
 	}
 	last := s.hub.Last() // a socket that goes on from here gets what is published later
-	events, more, err := s.store.Since(r.Context(), room.ID, since, replayPage)
+	events, more, err := s.store.Since(r.Context(), v.User, room.ID, since, replayPage)
 	if err != nil {
 		return err
 	}

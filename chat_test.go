@@ -33,6 +33,7 @@ var update = flag.Bool("update", false, "rewrite testdata/*.chat with what the s
 //	ann> close               sends a Close frame and hangs up
 //	ann> post /path {…}      posts JSON over HTTP
 //	ann> get /path           asks for JSON
+//	ann> form /path a=b&c=d  posts a form; what comes is the status and where it leads
 //	ann> …                   sends a text message
 func TestTranscripts(t *testing.T) {
 	names, err := filepath.Glob("testdata/*.chat")
@@ -124,12 +125,17 @@ func (s *stage) act(who, what string) {
 		p = s.server.dial(arg, cookie)
 		s.peers[who] = p
 		go p.listen()
-	case verb == "get" || verb == "post":
+	case verb == "get" || verb == "post" || verb == "form":
 		if p == nil {
 			p = &peer{t: s.t}
 			s.peers[who], s.names = p, append(s.names, who)
 		}
 		path, body, _ := strings.Cut(arg, " ")
+		if verb == "form" {
+			status, location, _ := s.server.browse("POST", path, s.server.session(who), body)
+			p.note("%d %s", status, location)
+			return
+		}
 		status, _, answer := s.server.browse(strings.ToUpper(verb), path, s.server.session(who), body, "Accept: application/json", "Content-Type: application/json")
 		p.note("%d %s", status, strings.TrimSpace(answer))
 	case p == nil:
@@ -225,7 +231,7 @@ func (s *testServer) session(name string) string {
 	token := "token-of-" + name
 	hash := hashToken(token)
 	if _, err := s.store.SessionUser(s.t.Context(), hash); err != nil {
-		if err := s.store.CreateSession(s.user(name), hash); err != nil {
+		if err := s.store.CreateSession(s.user(name), hash, "", ""); err != nil {
 			s.t.Fatal(err)
 		}
 	}

@@ -31,7 +31,7 @@ func newPeople(t testing.TB, dir string, rooms []string, names ...string) {
 		if u, err = store.CreateUser(name, RoleMember, ""); err != nil {
 			t.Fatal(err)
 		}
-		if err := store.CreateSession(u, hashToken(name)); err != nil {
+		if err := store.CreateSession(u, hashToken(name), "", ""); err != nil {
 			t.Fatal(err)
 		}
 	}

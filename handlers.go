@@ -37,15 +37,22 @@ type server struct {
 	base          string         // path that everything lives under, without final slash
 	secure        bool           // the public URL is https
 	guests        bool           // visitors without an account may use public rooms
+	register      bool           // visitors may make themselves an account
 	setUpToken    string         // makes the first administrator; "" when there is one
 	trusted       []netip.Prefix // proxies whose X-Forwarded-For is believed
+	authHeader    string         // in which those say who the visitor is; "": in none
+	authCreate    bool           // whom they name and nobody knows is made a member
 	socketOrigins *http.CrossOriginProtection
 
-	hashSlots  chan struct{} // taken while a password is hashed
-	logins     *throttle
-	posts      *throttle // messages and whatever else is kept
-	typing     *throttle
-	complaints *throttle // lines of the log about one kind of failure
+	hashSlots     chan struct{} // taken while a password is hashed
+	logins        *throttle     // by address and name; see signIn
+	addressLogins *throttle
+	nameLogins    *throttle
+	connects      *throttle // by address
+	invites       *throttle // by address
+	posts         *throttle // messages and whatever else is kept
+	typing        *throttle
+	complaints    *throttle // lines of the log about one kind of failure
 
 	assets map[string]asset
 	words  map[string]catalogue                     // by language
@@ -59,19 +66,28 @@ func (s *server) routes() http.Handler {
 	mux := http.NewServeMux()
 	handle := func(pattern string, h handler) { mux.Handle(pattern, s.handler(h)) }
 	handle("GET /{$}", s.handleRoot)
-	handle("GET /static/{file}", s.handleAsset)
+	mux.HandleFunc("GET /static/{file}", s.handleAsset)
 	handle("GET /setup", s.handleSetUpPage)
 	handle("POST /setup", s.handleSetUp)
 	handle("GET /login/{$}", s.handleLoginPage)
 	handle("POST /login/{$}", s.handleLogin)
 	handle("POST /guest", s.handleGuest)
+	handle("GET /register/{$}", s.handleRegisterPage)
+	handle("POST /register/{$}", s.handleRegister)
+	handle("GET /invite/{token}", s.handleInvitePage)
+	handle("POST /invite/{token}", s.handleInvite)
 	handle("POST /logout", s.handleLogout)
 	handle("POST /language", s.handleLanguage)
 	handle("GET /account/{$}", s.signedIn(s.handleAccount))
 	handle("POST /account/password", s.signedIn(s.handlePassword))
+	handle("POST /account/sessions", s.signedIn(s.handleSessions))
+	handle("POST /account/settings", s.signedIn(s.handleSettings))
 	handle("GET /chat/{$}", s.handleRoomsOrSocket)
 	handle("GET /chat/{room}/{$}", s.signedIn(s.handleRoom))
 	handle("POST /chat/{room}/{$}", s.signedIn(s.handlePost))
+	handle("POST /chat/{$}", s.signedIn(s.handleCreateRoom))
+	handle("GET /chat/{room}/about/{$}", s.signedIn(s.handleAbout))
+	handle("POST /chat/{room}/about/{$}", s.signedIn(s.handleChangeRoom))
 
 	handle("GET /admin/{$}", s.adminOnly(s.handleAdmin))
 	handle("GET /admin/users/{$}", s.adminOnly(s.handleUsers))
@@ -92,10 +108,10 @@ func (s *server) routes() http.Handler {
 	protected.SetDenyHandler(s.handler(func(http.ResponseWriter, *http.Request, visitor) error {
 		return refuse(http.StatusForbidden, "cross_origin")
 	}))
-	return secureHeaders(http.MaxBytesHandler(http.StripPrefix(s.base, protected.Handler(mux)), maxBody))
+	return s.secureHeaders(http.MaxBytesHandler(http.StripPrefix(s.base, protected.Handler(mux)), maxBody))
 }
 
-func secureHeaders(next http.Handler) http.Handler {
+func (s *server) secureHeaders(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "+
@@ -103,6 +119,9 @@ func secureHeaders(next http.Handler) http.Handler {
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Referrer-Policy", "same-origin")
 		h.Set("Cache-Control", "no-store")
+		if s.secure {
+			h.Set("Strict-Transport-Security", "max-age=31536000") // a year
+		}
 		next.ServeHTTP(w, r)
 	})
 }
@@ -140,7 +159,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, v visitor, err err
 	}
 	p := problemOf(err)
 	s.complain(p, "request", "pattern", r.Pattern, "err", err)
-	sentence := s.sentence(language(r), p)
+	sentence := s.sentence(v.language(r), p)
 	switch {
 	case wantsSocket(r) || p.status == http.StatusUpgradeRequired:
 		http.Error(w, sentence, p.status)
@@ -244,7 +263,7 @@ func (s *server) handleSetUp(w http.ResponseWriter, r *http.Request, v visitor) 
 
 // newAccount checks the name and the password of a form.
 func (s *server) newAccount(r *http.Request, create func(name, encoded string) (User, error)) (User, error) {
-	name, err := userName(r.PostFormValue("username"))
+	name, err := ownName(r)
 	if err != nil {
 		return User{}, err
 	}
@@ -261,7 +280,7 @@ func (s *server) newAccount(r *http.Request, create func(name, encoded string) (
 
 // enterAs starts a session and goes to where the visitor wanted to be.
 func (s *server) enterAs(w http.ResponseWriter, r *http.Request, u User) error {
-	if err := s.startSession(w, u); err != nil {
+	if err := s.startSession(w, r, u); err != nil {
 		return err
 	}
 	s.redirect(w, r, localPath(r.PostFormValue("next")))
@@ -274,7 +293,7 @@ func (s *server) again(w http.ResponseWriter, r *http.Request, v visitor, err er
 	if problem.status >= http.StatusInternalServerError {
 		return err
 	}
-	p.Error = s.sentence(language(r), problem)
+	p.Error = s.sentence(v.language(r), problem)
 	return s.render(w, r, v, problem.status, file, p)
 }
 
@@ -286,6 +305,10 @@ func badForm(err error) error {
 }
 
 func (s *server) handleLoginPage(w http.ResponseWriter, r *http.Request, v visitor) error {
+	if v.proxied {
+		s.redirect(w, r, localPath(r.FormValue("next")))
+		return nil
+	}
 	return s.render(w, r, v, http.StatusOK, "login.html", page{Next: localPath(r.FormValue("next"))})
 }
 
@@ -317,17 +340,24 @@ func (s *server) handleGuest(w http.ResponseWriter, r *http.Request, v visitor) 
 // newGuest makes a guest. The name must be new: with that of an earlier guest
 // would come the right to change what that one said.
 func (s *server) newGuest(r *http.Request) (User, error) {
-	if !s.logins.allow("address " + s.clientAddress(r)) {
+	if !s.logins.allow("guests of " + networkOf(s.clientAddress(r))) {
 		return User{}, refuse(http.StatusTooManyRequests, "login_too_fast")
 	}
-	name, err := userName(r.PostFormValue("username"))
+	name, err := ownName(r)
 	if err != nil {
 		return User{}, err
 	}
-	if name == anonymousGuest {
-		return User{}, ErrTaken
-	}
 	return s.store.CreateUser(name, RoleGuest, "")
+}
+
+// ownName is the name that somebody new has typed. That of all who have none
+// cannot be one's own.
+func ownName(r *http.Request) (string, error) {
+	name, err := userName(r.PostFormValue("username"))
+	if name == anonymousGuest {
+		err = ErrTaken
+	}
+	return name, err
 }
 
 func (s *server) handleLogout(w http.ResponseWriter, r *http.Request, v visitor) error {
@@ -337,13 +367,18 @@ func (s *server) handleLogout(w http.ResponseWriter, r *http.Request, v visitor)
 		}
 		s.hub.Drop(func(m *member) bool { return bytes.Equal(m.session, v.session) })
 	}
-	s.setCookie(w, sessionCookie, "", -time.Second)
+	s.setCookie(w, s.cookieName(), "", -time.Second)
 	s.redirect(w, r, "/login/")
 	return nil
 }
 
-func (s *server) handleLanguage(w http.ResponseWriter, r *http.Request, _ visitor) error {
+func (s *server) handleLanguage(w http.ResponseWriter, r *http.Request, v visitor) error {
 	if lang := r.PostFormValue("lang"); s.words[lang] != nil {
+		if v.Language != "" { // which would win over the cookie
+			if err := s.store.SetSettings(v.User, lang, v.Notify); err != nil {
+				return err
+			}
+		}
 		s.setCookie(w, languageCookie, lang, cookieLife)
 	}
 	s.redirect(w, r, localPath(r.PostFormValue("next")))
@@ -351,17 +386,14 @@ func (s *server) handleLanguage(w http.ResponseWriter, r *http.Request, _ visito
 }
 
 func (s *server) handleAccount(w http.ResponseWriter, r *http.Request, v visitor) error {
-	return s.render(w, r, v, http.StatusOK, "account.html", page{})
+	return s.showAccount(w, r, v, nil, "")
 }
 
 func (s *server) handlePassword(w http.ResponseWriter, r *http.Request, v visitor) error {
 	if err := r.ParseForm(); err != nil {
 		return badForm(err)
 	}
-	if err := s.changePassword(r, v); err != nil {
-		return s.again(w, r, v, err, "account.html", page{})
-	}
-	return s.render(w, r, v, http.StatusOK, "account.html", page{Notice: s.words[language(r)].text("account.changed")})
+	return s.showAccount(w, r, v, s.changePassword(r, v), "account.changed")
 }
 
 // changePassword also ends the user's other sessions, and their sockets at once.
@@ -369,12 +401,9 @@ func (s *server) changePassword(r *http.Request, v visitor) error {
 	if v.Role == RoleGuest {
 		return ErrForbidden
 	}
-	password := r.PostFormValue("new")
-	if err := checkPassword(password); err != nil {
+	password, err := newPassword(r)
+	if err != nil {
 		return err
-	}
-	if password != r.PostFormValue("again") {
-		return refuse(http.StatusBadRequest, "password_mismatch")
 	}
 	if _, err := s.signIn(r.Context(), s.clientAddress(r), v.Name, r.PostFormValue("old")); err != nil {
 		if problemOf(err).code == "bad_login" {
@@ -389,8 +418,20 @@ func (s *server) changePassword(r *http.Request, v visitor) error {
 	if err := s.store.SetPassword(v.User, encoded, v.session); err != nil {
 		return err
 	}
-	s.hub.Drop(func(m *member) bool { return m.user.ID == v.ID && !bytes.Equal(m.session, v.session) })
+	s.dropOthers(v)
 	return nil
+}
+
+// newPassword is what a form has twice.
+func newPassword(r *http.Request) (string, error) {
+	password := r.PostFormValue("new")
+	if err := checkPassword(password); err != nil {
+		return "", err
+	}
+	if password != r.PostFormValue("again") {
+		return "", refuse(http.StatusBadRequest, "password_mismatch")
+	}
+	return password, nil
 }
 
 // handleRoomsOrSocket is the room picker, and the tutorials' socket at the same URL.
@@ -404,7 +445,10 @@ func (s *server) handleRoomsOrSocket(w http.ResponseWriter, r *http.Request, v v
 func (s *server) handleRooms(w http.ResponseWriter, r *http.Request, v visitor) error {
 	p := page{Form: formOf(r, "room")}
 	if asked := r.FormValue("room"); asked != "" {
-		name, err := roomName(asked)
+		name, err := roomName(strings.TrimPrefix(asked, "@"))
+		if strings.HasPrefix(asked, "@") {
+			name = "@" + name
+		}
 		if err == nil {
 			s.redirect(w, r, "/chat/"+url.PathEscape(name)+"/")
 			return nil
@@ -412,28 +456,6 @@ func (s *server) handleRooms(w http.ResponseWriter, r *http.Request, v visitor) 
 		return s.again(w, r, v, err, "rooms.html", p)
 	}
 	return s.render(w, r, v, http.StatusOK, "rooms.html", p)
-}
-
-// enter returns the room of that name. Who enters a room that is not there makes it.
-func (s *server) enter(r *http.Request, v visitor, room string) (Room, error) {
-	name, err := roomName(room)
-	if err != nil {
-		return Room{}, err
-	}
-	if room, err := s.store.Room(name); !errors.Is(err, ErrNotFound) {
-		return room, err
-	}
-	key, creator := "rooms of user "+v.Name, v.User
-	if v.ID == 0 {
-		key = "rooms of address " + s.clientAddress(r)
-		if creator, err = s.store.SpeakingGuest(r.Context(), anonymousGuest); err != nil {
-			return Room{}, err
-		}
-	}
-	if err := s.posts.check(key); err != nil {
-		return Room{}, err
-	}
-	return s.store.CreateRoom(name, creator)
 }
 
 // handleRoom shows the newest messages of a room, or, with ?before=ID, older ones.
@@ -448,14 +470,12 @@ func (s *server) handleRoom(w http.ResponseWriter, r *http.Request, v visitor) e
 	}
 	switch {
 	case wantsJSON(r) && r.FormValue("since") != "":
-		return s.sendMissed(w, r, room)
+		return s.sendMissed(w, r, v, room)
 	case wantsJSON(r):
 		return s.sendHistory(w, r, room)
 	}
 	return s.showRoom(w, r, v, room, http.StatusOK, page{})
 }
-
-func roomPath(name string) string { return "/chat/" + url.PathEscape(name) + "/" }
 
 func query(r *http.Request) string {
 	if r.URL.RawQuery == "" {
@@ -483,10 +503,10 @@ func (s *server) showRoom(w http.ResponseWriter, r *http.Request, v visitor, roo
 	if more {
 		p.Older = events[0].ID
 	}
-	p.Room, p.Newest, p.CID = room.Name, !paging, newCID()
+	p.Room, p.Topic, p.Newest, p.CID = room.Name, room.Topic, !paging, newCID()
 	p.Client = &clientData{
-		Base: s.base, Lang: language(r), Username: v.Name, Guest: v.Role == RoleGuest, Room: room.Name,
-		Cursor: cursor, Newest: p.Newest, Older: p.Older, Limit: maxMessage, Words: s.words[language(r)].client(),
+		Base: s.base, Lang: v.language(r), Username: v.Name, Guest: v.Role == RoleGuest, Room: room.Name,
+		Cursor: cursor, Newest: p.Newest, Older: p.Older, Limit: maxMessage, Words: s.words[v.language(r)].client(),
 	}
 	return s.render(w, r, v, status, "room.html", p)
 }

@@ -48,7 +48,7 @@ func (o *outbox) push(frames []byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	switch {
-	case o.closing:
+	case o.closing || len(frames) == 0:
 	case o.size+len(frames) > o.most:
 		o.pending = nil
 		o.end(closeTryLater, "too slow")
@@ -186,10 +186,11 @@ func (o *outbox) write(frames net.Buffers) (err error) {
 // member is one socket in the hub.
 type member struct {
 	*Conn
-	user    User   // ID 0: a visitor who has not said a name
-	session []byte // hash of the session that it signed in with, if any
-	room    int64  // or followsRooms
-	from    int64  // the stream of events that it gets begins after this id
+	user    User      // ID 0: a visitor who has not said a name
+	session []byte    // hash of the session that it signed in with, if any
+	expires time.Time // when the user has to leave; zero: never
+	room    int64     // or followsRooms
+	from    int64     // the stream of events that it gets begins after this id
 	dialect *dialect
 
 	guest    User           // the name that a visitor without a session spoke under last
@@ -224,15 +225,16 @@ type Hub struct {
 
 	mu        sync.Mutex // guards everything below; nothing blocks under it
 	closed    bool
-	last      int64                // id of the newest event published
-	rooms     map[int64][]*member  // by room id, and followsRooms
-	users     map[int64]*presence  // by user id
-	members   map[*member]struct{} // all of them, also those that are in no room yet
-	news      map[int64]struct{}   // users whose presence may have to be announced
-	online    []string             // those announced, sorted
-	everyone  []byte               // the frame that says so
-	sockets   sync.WaitGroup       // one for each member
-	open      int                  // sockets admitted, in all and by address
+	last      int64                    // id of the newest event published
+	rooms     map[int64][]*member      // by room id, and followsRooms
+	users     map[int64]*presence      // by user id
+	members   map[*member]struct{}     // all of them, also those that are in no room yet
+	news      map[int64]struct{}       // users whose presence may have to be announced
+	insiders  map[int64]map[int64]bool // users by room, for rooms that have members
+	online    []string                 // those announced, sorted
+	everyone  []byte                   // the frame that says so
+	sockets   sync.WaitGroup           // one for each member
+	open      int                      // sockets admitted, in all and by address
 	addresses map[string]int
 	stop      chan struct{} // ends sweepLoop; closed by Close
 	swept     chan struct{} // closed when sweepLoop has returned
@@ -248,6 +250,7 @@ func NewHub(last int64, maxSockets, maxPerAddress int) *Hub {
 		last:          last,
 		rooms:         make(map[int64][]*member),
 		users:         make(map[int64]*presence),
+		insiders:      make(map[int64]map[int64]bool),
 		members:       make(map[*member]struct{}),
 		news:          make(map[int64]struct{}),
 		stop:          make(chan struct{}),
@@ -376,41 +379,100 @@ func (h *Hub) leave(m *member) {
 func (h *Hub) Publish(events []Event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	kept := events
 	byRoom := make(map[int64][]Event)
-	for i, e := range events {
+	var run []Event // of public rooms, or of one private one
+	for _, e := range events {
 		h.last = max(h.last, e.ID)
-		if e.Kind == KindRead { // concerns nobody else
-			kept = slices.DeleteFunc(slices.Clone(events), func(e Event) bool { return e.Kind == KindRead })
+		switch e.Kind {
+		case KindRead: // concerns nobody else
 			if p := h.users[e.Author.ID]; p != nil {
-				h.deliver(p.members, events[i:i+1])
+				h.deliver(p.members, []Event{e})
 			}
-		} else if len(h.rooms[e.Room.ID]) > 0 {
+			continue
+		case KindJoin:
+			h.admit(e)
+		case KindLeave:
+			h.deliver(h.rooms[followsRooms], run)
+			h.expel(e)
+			run = nil
+			continue
+		}
+		if len(run) > 0 && privacy(run[0]) != privacy(e) {
+			h.deliver(h.rooms[followsRooms], run)
+			run = nil
+		}
+		run = append(run, e)
+		if len(h.rooms[e.Room.ID]) > 0 {
 			byRoom[e.Room.ID] = append(byRoom[e.Room.ID], e)
 		}
 	}
-	h.deliver(h.rooms[followsRooms], kept)
+	h.deliver(h.rooms[followsRooms], run)
 	for id, events := range byRoom {
 		h.deliver(h.rooms[id], events)
 	}
 }
 
-// deliver encodes events once per dialect in use, all of them into one slice
-// that the members' outboxes share.
+// privacy is the private room that an event is in, or 0.
+func privacy(e Event) int64 {
+	if e.Room.Private {
+		return e.Room.ID
+	}
+	return 0
+}
+
+// admit and expel need h.mu.
+func (h *Hub) admit(e Event) {
+	if h.insiders[e.Room.ID] == nil {
+		h.insiders[e.Room.ID] = make(map[int64]bool)
+	}
+	h.insiders[e.Room.ID][e.Author.ID] = true
+}
+
+// expel tells everybody, who leaves too, before it takes effect.
+func (h *Hub) expel(e Event) {
+	h.deliver(h.rooms[followsRooms], []Event{e})
+	delete(h.insiders[e.Room.ID], e.Author.ID)
+	for _, m := range slices.Clone(h.rooms[e.Room.ID]) {
+		if m.user.ID == e.Author.ID {
+			h.leave(m)
+			m.close(closePolicy, "no longer a member")
+		}
+	}
+}
+
+// Sees reports whether u may see a room at this moment.
+func (h *Hub) Sees(u User, r Room) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.sees(u, r)
+}
+
+func (h *Hub) sees(u User, r Room) bool {
+	return !r.Private && !u.Confined || h.insiders[r.ID][u.ID]
+}
+
+// deliver encodes events, of public rooms or of one private one, once per dialect
+// in use, all of them into one slice that the members' outboxes share. Only those
+// who are confined to some rooms may need another.
 func (h *Hub) deliver(members []*member, events []Event) {
 	if len(events) == 0 {
 		return
 	}
 	frames := make(map[*dialect][]byte, 1)
 	for _, m := range members {
+		if m.user.Confined {
+			m.push(m.dialect.frames(slices.DeleteFunc(slices.Clone(events), func(e Event) bool { return !h.sees(m.user, e.Room) })))
+			continue
+		}
+		if !h.sees(m.user, events[0].Room) {
+			continue
+		}
 		f, ok := frames[m.dialect]
 		if !ok {
 			f = m.dialect.frames(events)
 			frames[m.dialect] = f
 		}
-		if len(f) > 0 {
-			m.push(f)
-		}
+		m.push(f)
 	}
 }
 
@@ -434,10 +496,15 @@ func (h *Hub) Drop(match func(*member) bool) {
 	defer h.mu.Unlock()
 	for m := range h.members {
 		if match(m) {
-			h.leave(m)
-			m.close(closePolicy, "signed out")
+			h.drop(m)
 		}
 	}
+}
+
+// drop needs h.mu.
+func (h *Hub) drop(m *member) {
+	h.leave(m)
+	m.close(closePolicy, "signed out")
 }
 
 // Close lets every socket finish what it has sent to the store, tells it that
@@ -490,11 +557,12 @@ func (h *Hub) sweepLoop() {
 	}
 }
 
-// sweep cuts connections that are dead or stuck and pings those of one slot. One
-// pass a second over all sockets takes the place of timers for each.
+// sweep cuts connections that are dead or stuck, drops those whose user's time is
+// over, and pings those of one slot. One pass a second over all sockets takes the
+// place of timers for each.
 func (h *Hub) sweep(slot int) {
 	ping := appendFrame(nil, opPing, nil)
-	now := ticks()
+	now, clock := ticks(), time.Now()
 	late := func(since int64, limit time.Duration) bool { return since != 0 && now-since > int64(limit) }
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -502,6 +570,8 @@ func (h *Hub) sweep(slot int) {
 		switch {
 		case late(m.writing.Load(), writeWait), late(m.began.Load(), messageWait), late(m.heard.Load(), deadAfter):
 			m.conn.Close()
+		case !m.expires.IsZero() && !clock.Before(m.expires):
+			h.drop(m)
 		case m.slot == slot:
 			m.push(ping)
 		}

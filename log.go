@@ -19,7 +19,9 @@ const (
 	KindDelete  Kind = "delete"
 	KindReact   Kind = "react"
 	KindUnreact Kind = "unreact"
-	KindRoom    Kind = "room"   // a room was created
+	KindRoom    Kind = "room"   // Room was created or changed; Body is its former name, if it was renamed
+	KindJoin    Kind = "join"   // Author became a member of Room
+	KindLeave   Kind = "leave"  // Author ceased to be one
 	KindRead    Kind = "read"   // Author has read Room up to Target
 	KindTyping  Kind = "typing" // Author is typing in Room
 )
@@ -40,12 +42,6 @@ type Event struct {
 	Again   bool // a retried send: this is the row that the first try made
 }
 
-// Room is a place with a name. Names differ in more than case.
-type Room struct {
-	ID   int64
-	Name string
-}
-
 // appliers write one event each, inside the transaction.
 var appliers = map[Kind]func(*writer, *Event) error{
 	KindMessage: (*writer).message,
@@ -58,6 +54,9 @@ var appliers = map[Kind]func(*writer, *Event) error{
 }
 
 func (w *writer) message(e *Event) error {
+	if err := w.checkRoom(e); err != nil {
+		return err
+	}
 	if e.Target != 0 {
 		if _, err := w.target(e); err != nil {
 			return err
@@ -118,19 +117,21 @@ func (w *writer) react(e *Event) error {
 }
 
 // target finds the message that e is about, which must still have a text and be
-// in the room that e names. An e that names none gets that of the message.
+// in the room that e names, where e's author may speak. An e that names no room
+// gets that of the message.
 func (w *writer) target(e *Event) (m Event, err error) {
 	m.ID = e.Target
-	err = w.queryRow(`
-		SELECT l.author, l.body, r.id, r.name FROM log l JOIN rooms r ON r.id = l.room
-		WHERE l.id = ? AND l.kind = 'message' AND l.body IS NOT NULL`, m.ID).
-		Scan(&m.Author.ID, &m.Body, &m.Room.ID, &m.Room.Name)
+	row := w.queryRow(`
+		SELECT l.author, l.body, `+roomColumns+` FROM log l JOIN rooms r ON r.id = l.room
+		WHERE l.id = ? AND l.kind = 'message' AND l.body IS NOT NULL AND `+e.Author.sees(), m.ID)
+	err = row.Scan(append([]any{&m.Author.ID, &m.Body}, m.Room.columns()...)...)
 	switch {
 	case errors.Is(err, sql.ErrNoRows), err == nil && e.Room.ID != 0 && e.Room.ID != m.Room.ID:
-		err = ErrNotFound
-	case err == nil:
-		e.Room = m.Room
+		return m, ErrNotFound
+	case err == nil && m.Room.Archived && e.Kind != KindDelete:
+		return m, ErrArchived
 	}
+	e.Room = m.Room
 	return m, err
 }
 
@@ -169,23 +170,11 @@ func (w *writer) recall(e *Event) error {
 	return err
 }
 
-func (w *writer) room(e *Event) error {
-	key := foldName(e.Room.Name)
-	r, err := w.conn.ExecContext(context.Background(), `INSERT INTO rooms (name, key, creator, created) VALUES (?, ?, ?, ?)
-		ON CONFLICT (key) DO NOTHING`, e.Room.Name, key, e.Author.ID, e.Time.UnixMilli())
-	if err != nil {
-		return err
-	}
-	n, err := r.RowsAffected()
-	e.Again = n == 0
-	if err != nil {
-		return err
-	}
-	return w.queryRow("SELECT id, name FROM rooms WHERE key = ?", key).Scan(&e.Room.ID, &e.Room.Name)
-}
-
 // markRead moves the marker forward only.
 func (w *writer) markRead(e *Event) error {
+	if err := w.checkRoom(e); err != nil && !errors.Is(err, ErrArchived) {
+		return err
+	}
 	asked := e.Target
 	err := w.queryRow(`
 		INSERT INTO reads (user, room, last_read_id) VALUES (?, ?, min(?, (SELECT coalesce(max(id), 0) FROM log)))
@@ -204,7 +193,7 @@ func orNull[T comparable](v T) any {
 
 // selectEvents begins every query for events; scanEvent reads its rows.
 const selectEvents = `
-	SELECT l.id, l.kind, r.id, r.name, u.id, u.name, u.role, l.cid, l.time, l.target, l.body, l.edited IS NOT NULL
+	SELECT l.id, l.kind, u.id, u.name, u.role, l.cid, l.time, l.target, l.body, l.edited IS NOT NULL, ` + roomColumns + `
 	FROM log l JOIN rooms r ON r.id = l.room JOIN users u ON u.id = l.author `
 
 func scanEvent(row interface{ Scan(...any) error }) (Event, error) {
@@ -212,7 +201,7 @@ func scanEvent(row interface{ Scan(...any) error }) (Event, error) {
 	var at int64
 	var target sql.Null[int64]
 	var cid, body sql.NullString
-	err := row.Scan(&e.ID, &e.Kind, &e.Room.ID, &e.Room.Name, &e.Author.ID, &e.Author.Name, &e.Author.Role, &cid, &at, &target, &body, &e.Edited)
+	err := row.Scan(append([]any{&e.ID, &e.Kind, &e.Author.ID, &e.Author.Name, &e.Author.Role, &cid, &at, &target, &body, &e.Edited}, e.Room.columns()...)...)
 	e.CID, e.Target, e.Body = cid.String, target.V, body.String
 	e.Time = time.UnixMilli(at).UTC()
 	e.Deleted = !body.Valid && e.Kind != KindDelete
@@ -245,15 +234,17 @@ func (s *Store) events(ctx context.Context, where string, args ...any) (events [
 // as long as they may be, a page has nine.
 const pageBytes = 64 << 10
 
-// Since returns events after the cursor, in their order, of one room or, with
-// room 0, of all, limit at most, and whether there may be more. Every event of
-// the log is there, however old; messages come with the text that they have now.
-func (s *Store) Since(ctx context.Context, room, cursor int64, limit int) (page []Event, more bool, err error) {
-	if room == 0 {
-		page, more, err = s.events(ctx, "WHERE l.id > ? ORDER BY l.id LIMIT ?", cursor, limit)
-	} else {
-		page, more, err = s.events(ctx, "WHERE l.room = ? AND l.id > ? ORDER BY l.id LIMIT ?", room, cursor, limit)
+// Since returns events after the cursor that u may see, in their order, of one
+// room or, with room 0, of all, limit at most, and whether there may be more.
+// Every event of the log is there, however old; messages come with the text that
+// they have now.
+func (s *Store) Since(ctx context.Context, u User, room, cursor int64, limit int) (page []Event, more bool, err error) {
+	where := "WHERE l.id > ? AND "
+	args := []any{cursor, limit}
+	if room != 0 {
+		where, args = "WHERE l.room = ? AND l.id > ? AND ", []any{room, cursor, limit}
 	}
+	page, more, err = s.events(ctx, where+u.sees()+" ORDER BY l.id LIMIT ?", args...)
 	return page, more || len(page) == limit, err
 }
 
@@ -308,79 +299,4 @@ func (s *Store) Skip(ctx context.Context, cursor, last int64, most int) (int64, 
 func (s *Store) LastID(ctx context.Context) (id int64, err error) {
 	err = s.read.QueryRowContext(ctx, "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'log'").Scan(&id)
 	return id, err
-}
-
-// Room returns the room of that name, in any case, or ErrNotFound.
-func (s *Store) Room(name string) (Room, error) {
-	s.roomsMu.RLock()
-	defer s.roomsMu.RUnlock()
-	r, ok := s.rooms[foldName(name)]
-	if !ok {
-		return Room{}, ErrNotFound
-	}
-	return r, nil
-}
-
-// CreateRoom makes a public room, or returns the one that has the name.
-func (s *Store) CreateRoom(name string, creator User) (Room, error) {
-	e, err := s.AppendWait(Event{Kind: KindRoom, Room: Room{Name: name}, Author: creator})
-	return e.Room, err
-}
-
-func (s *Store) loadRooms() error {
-	rows, err := s.read.Query("SELECT key, id, name FROM rooms")
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var key string
-		var r Room
-		if err := rows.Scan(&key, &r.ID, &r.Name); err != nil {
-			return err
-		}
-		s.rooms[key] = r
-	}
-	return rows.Err()
-}
-
-const unreadMost = 100 // counting stops here
-
-// RoomState is a room as one user sees it.
-type RoomState struct {
-	Room
-	LastRead int64
-	Unread   int       // messages by others after LastRead; unreadMost stands for more
-	Time     time.Time // of the newest event; zero in an empty room
-}
-
-// RoomStates returns the rooms that the user may see, by name.
-func (s *Store) RoomStates(ctx context.Context, u User) ([]RoomState, error) {
-	rows, err := s.read.QueryContext(ctx, `
-		WITH seen AS (
-			SELECT r.id, r.name, r.key, coalesce(d.last_read_id, u.first_id) AS last
-			FROM rooms r JOIN users u ON u.id = ?1 LEFT JOIN reads d ON d.user = u.id AND d.room = r.id
-		)
-		SELECT id, name, last,
-			(SELECT count(*) FROM (SELECT 1 FROM log l WHERE l.room = seen.id AND l.id > seen.last
-				AND l.kind = 'message' AND l.body IS NOT NULL AND l.author != ?1 LIMIT ?2)),
-			(SELECT time FROM log l WHERE l.room = seen.id ORDER BY l.id DESC LIMIT 1)
-		FROM seen ORDER BY key`, u.ID, unreadMost)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var states []RoomState
-	for rows.Next() {
-		var r RoomState
-		var at sql.Null[int64]
-		if err := rows.Scan(&r.ID, &r.Name, &r.LastRead, &r.Unread, &at); err != nil {
-			return nil, err
-		}
-		if at.Valid {
-			r.Time = time.UnixMilli(at.V).UTC()
-		}
-		states = append(states, r)
-	}
-	return states, rows.Err()
 }

@@ -41,11 +41,15 @@ const usage = `chatd is a team-chat daemon: one binary, one data directory.
   chatd [flags]                      serve
   chatd user add NAME [-admin]       make an account
   chatd user passwd NAME             give an account a new password
+  chatd invite [-admin]              print a link that makes an account
+  chatd invite -reset NAME           … that lets the user choose a new password
+  chatd invite -guest ROOM           … that lets a guest into one room
   chatd version
   chatd help
 
 The user commands take the password from standard input, or make one up and print
-it if that is a terminal. They work while chatd runs.
+it if that is a terminal. A link is good for -days 7 and -uses 1, and begins with
+-url http://localhost:8080. All find the data with -data, and work while chatd runs.
 
 Flags:
 `
@@ -70,6 +74,8 @@ func run(ctx context.Context, args []string, stdin *os.File, stdout, stderr io.W
 		return serve(ctx, args, stdout, stderr)
 	case "user":
 		return user(args, stdin, stdout)
+	case "invite":
+		return invite(args, stdout)
 	case "version":
 		fmt.Fprintln(stdout, version())
 		return nil
@@ -97,7 +103,9 @@ func version() string {
 // config is what the flags of `chatd` say.
 type config struct {
 	addr, data, url, trust, origins, log string
-	guests                               bool
+	guests, register                     bool
+	authHeader                           string
+	authCreate                           bool
 	rate                                 float64
 	maxConns, maxConnsPerAddr            int
 }
@@ -108,9 +116,12 @@ func serveFlags(c *config) *flag.FlagSet {
 	f.StringVar(&c.addr, "addr", "localhost:8080", "listen on `host:port`")
 	f.StringVar(&c.data, "data", "./data", "keep everything in `directory`")
 	f.StringVar(&c.url, "url", "", "public `URL`, if it is not http://host:port; its path is where everything lives")
-	f.StringVar(&c.trust, "trust", "127.0.0.0/8,::1/128", "believe X-Forwarded-For from these `networks`")
+	f.StringVar(&c.trust, "trust", "127.0.0.0/8,::1/128", "believe X-Forwarded-For, and -auth-header, from these `networks`")
 	f.StringVar(&c.origins, "origins", "", "further `origins`, comma-separated, whose pages may open sockets")
 	f.BoolVar(&c.guests, "guests", false, "let visitors without an account into public rooms")
+	f.BoolVar(&c.register, "register", false, "let visitors make themselves an account")
+	f.StringVar(&c.authHeader, "auth-header", "", "`name` of the header in which proxies in -trust say who the visitor is, such as Remote-User")
+	f.BoolVar(&c.authCreate, "auth-create", false, "make an account for whom -auth-header names and nobody knows")
 	f.Float64Var(&c.rate, "rate", 5, "messages per `second` and user, after a burst of four times that; 0: no limit")
 	f.IntVar(&c.maxConns, "max-conns", socketsFor(descriptors()), "open `sockets` at most; 0: no limit")
 	f.IntVar(&c.maxConnsPerAddr, "max-conns-per-addr", 0, "open `sockets` per address at most; 0: no limit")
@@ -221,20 +232,28 @@ func lockData(dir string) (unlock func() error, err error) {
 
 func newServer(c config, store *Store, hub *Hub, log *slog.Logger) (*server, error) {
 	s := &server{
-		store: store, hub: hub, log: log, guests: c.guests,
+		store: store, hub: hub, log: log, guests: c.guests, register: c.register,
+		authHeader: c.authHeader, authCreate: c.authCreate,
 		socketOrigins: http.NewCrossOriginProtection(),
 		hashSlots:     make(chan struct{}, runtime.NumCPU()),
 		logins:        newThrottle(loginBurst, loginPerSecond),
+		addressLogins: newThrottle(addressLoginBurst, addressLoginPerSecond),
+		nameLogins:    newThrottle(nameLoginBurst, nameLoginPerSecond),
+		invites:       newThrottle(inviteBurst, invitePerSecond),
+		connects:      newThrottle(connectBurst, connectsPerSecond),
 		posts:         newThrottle(burstSeconds*c.rate, c.rate),
 		typing:        newThrottle(burstSeconds, 1),
 		complaints:    newThrottle(10, 0.2),
 	}
-	public, err := url.Parse(c.url)
-	if err != nil || c.url != "" && (public.Host == "" || public.Scheme != "http" && public.Scheme != "https") {
-		return nil, fmt.Errorf("-url: %q is not like https://chat.example.org/path", c.url)
+	public, err := parsePublic(c.url)
+	if err != nil {
+		return nil, err
 	}
 	s.public = strings.TrimSuffix(c.url, "/")
 	s.base, s.secure = strings.TrimSuffix(public.Path, "/"), public.Scheme == "https"
+	if strings.ContainsAny(c.authHeader, " :=") {
+		return nil, fmt.Errorf("-auth-header: %q is not like Remote-User", c.authHeader)
+	}
 	for network := range splitList(c.trust) {
 		p, err := netip.ParsePrefix(network)
 		if err != nil {
@@ -247,6 +266,11 @@ func newServer(c config, store *Store, hub *Hub, log *slog.Logger) (*server, err
 			return nil, fmt.Errorf("-origins: %w", err)
 		}
 	}
+	members, err := store.Memberships(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	hub.Publish(members)
 	has, err := store.HasAdmin(context.Background())
 	if err != nil {
 		return nil, err
@@ -255,6 +279,15 @@ func newServer(c config, store *Store, hub *Hub, log *slog.Logger) (*server, err
 		s.setUpToken = rand.Text()
 	}
 	return s, s.loadPages()
+}
+
+// parsePublic parses a public URL, which may be left out.
+func parsePublic(public string) (*url.URL, error) {
+	u, err := url.Parse(public)
+	if err != nil || public != "" && (u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
+		return nil, fmt.Errorf("-url: %q is not like https://chat.example.org/path", public)
+	}
+	return u, nil
 }
 
 func splitList(list string) func(yield func(string) bool) {

@@ -140,11 +140,13 @@ func (d *daemon) url(path string) string { return "http://" + d.addr + path }
 // client that is signed in.
 func (d *daemon) setUp(name string) *http.Client {
 	d.t.Helper()
-	token := d.await(regexp.MustCompile(`/setup\?token=(\w+)`))
+	token := d.await(setUpLink)
 	c := newBrowserlessClient()
 	d.post(c, "/setup", url.Values{"token": {token}, "username": {name}, "password": {testPassword}})
 	return c
 }
+
+var setUpLink = regexp.MustCompile(`/setup\?token=(\w+)`)
 
 const testPassword = "correct horse"
 
@@ -295,6 +297,7 @@ func TestCommands(t *testing.T) {
 		{"-url example.org -data " + dir, "", true, "-url"},
 		{"-trust me -data " + dir, "", true, "-trust"},
 		{"-origins me -data " + dir, "", true, "-origins"},
+		{"-auth-header Remote-User:x -data " + dir, "", true, "-auth-header"},
 		{"user add 小红 -admin -data " + dir, testPassword, false, ""},
 		{"user add 小红 -data " + dir, testPassword, true, "taken"},
 		{"user add a/b -data " + dir, testPassword, true, "cannot be"},

@@ -32,10 +32,19 @@ type page struct {
 	Form   map[string]string // what was typed
 	Status int
 
+	Proxied  bool // a proxy says who it is
+	Sessions []Session
+	Session  string // the id of this one
+
 	Rooms  []RoomState
 	Online []string
 
+	Register bool    // visitors may make themselves an account
+	Invite   *Invite // that of the link
+
+	About    *aboutRoom
 	Room     string
+	Topic    string
 	Messages []messageRow // oldest first
 	Older    int64        // 0, or the before= of the next page
 	Newest   bool         // the page ends with the newest message
@@ -43,6 +52,19 @@ type page struct {
 	Client   *clientData
 
 	Admin *adminPage
+}
+
+// Shown is what a room is called for whoever looks: direct messages have the name
+// of the other one.
+func (p page) Shown(room string) string {
+	one, other, direct := strings.Cut(room, "+")
+	switch {
+	case !direct || p.Me == nil:
+		return room
+	case one == p.Me.Name:
+		return "@" + other
+	}
+	return "@" + one
 }
 
 // messageRow is a message in room.html.
@@ -75,7 +97,8 @@ type clientData struct {
 // render fills in what every page has. The page is complete before the first
 // byte is sent, so that an error can still become a 500.
 func (s *server) render(w http.ResponseWriter, r *http.Request, v visitor, status int, file string, p page) error {
-	p.Lang, p.Guests, p.Path, p.Status = language(r), s.guests, r.URL.RequestURI(), status
+	p.Lang, p.Guests, p.Path, p.Status, p.Proxied = v.language(r), s.guests, r.URL.RequestURI(), status, v.proxied
+	p.Register = s.register
 	if r.Method != http.MethodGet {
 		p.Path = "/chat/"
 	}
@@ -191,9 +214,12 @@ func (c catalogue) client() map[string]string {
 	return words
 }
 
-// language is the one that the visitor chose, else the first in Accept-Language
-// that we have.
-func language(r *http.Request) string {
+// language is the one that the user chose, or this browser, else the first in
+// Accept-Language that we have.
+func (v visitor) language(r *http.Request) string {
+	if v.Language != "" {
+		return v.Language
+	}
 	if c, err := r.Cookie(languageCookie); err == nil && (c.Value == "en" || c.Value == "zh") {
 		return c.Value
 	}
@@ -215,10 +241,12 @@ type asset struct {
 	contentType string
 }
 
-func (s *server) handleAsset(w http.ResponseWriter, r *http.Request, _ visitor) error {
+// handleAsset needs no visitor: those whom we do not let in see pages too.
+func (s *server) handleAsset(w http.ResponseWriter, r *http.Request) {
 	a, ok := s.assets[r.PathValue("file")]
 	if !ok {
-		return ErrNotFound
+		s.fail(w, r, visitor{}, ErrNotFound)
+		return
 	}
 	h := w.Header()
 	h.Set("Content-Type", a.contentType)
@@ -228,5 +256,4 @@ func (s *server) handleAsset(w http.ResponseWriter, r *http.Request, _ visitor) 
 		h.Set("Cache-Control", "public, max-age=31536000, immutable")
 	}
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(a.content))
-	return nil
 }

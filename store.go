@@ -20,6 +20,7 @@ var (
 	ErrNotFound  = errors.New("not found")
 	ErrForbidden = errors.New("not allowed")
 	ErrTaken     = errors.New("name is taken")
+	ErrArchived  = errors.New("room is archived")
 	ErrStorage   = errors.New("not stored") // disk full, I/O error: try again later
 )
 
@@ -53,6 +54,7 @@ type Store struct {
 type job struct {
 	event Event
 	apply func(*writer, *Event) error
+	news  []Event // that came about with it, and that are not kept
 	err   error
 	done  func(Event, error)
 }
@@ -138,6 +140,8 @@ func (s *Store) Append(e Event, done func(Event, error)) error {
 	if !ok {
 		return fmt.Errorf("append: %q is not an event that is kept", e.Kind)
 	}
+	a := e.Author
+	e.Author = User{ID: a.ID, Name: a.Name, Role: a.Role, Confined: a.Confined} // others get it; the settings are nobody else's
 	return s.enqueue(&job{event: e, apply: apply, done: done})
 }
 
@@ -206,6 +210,9 @@ func (s *Store) commitLoop(w *writer) {
 			if j.err == nil && j.event.Kind != "" && !j.event.Again {
 				events = append(events, j.event)
 			}
+			if j.err == nil {
+				events = append(events, j.news...)
+			}
 		}
 		if len(events) > 0 {
 			s.remember(events)
@@ -222,22 +229,18 @@ func (s *Store) commitLoop(w *writer) {
 	}
 }
 
-// remember puts new rooms where EnterRoom looks first.
-func (s *Store) remember(events []Event) {
-	for _, e := range events {
-		if e.Kind == KindRoom {
-			s.roomsMu.Lock()
-			s.rooms[foldName(e.Room.Name)] = e.Room
-			s.roomsMu.Unlock()
-		}
-	}
-}
-
 // writer is the one connection that writes. Only commitLoop uses it.
 type writer struct {
 	conn   *sql.Conn
 	insert *sql.Stmt // the statement of every message, worth preparing
 	now    time.Time // of the running transaction
+	job    *job      // the running one
+}
+
+// tell has news published after the commit.
+func (w *writer) tell(e Event) {
+	e.Time = w.now
+	w.job.news = append(w.job.news, e)
 }
 
 func newWriter(db *sql.DB) (*writer, error) {
@@ -287,7 +290,7 @@ func (w *writer) commit(batch []*job) error {
 // statement, which finds that out and which SQLite undoes by itself; what may
 // take several is wrapped.
 func (w *writer) run(j *job) error {
-	j.event.Time = w.now
+	j.event.Time, w.job = w.now, j
 	if j.event.Kind == KindMessage && j.event.Target == 0 {
 		return j.apply(w, &j.event)
 	}
@@ -315,7 +318,7 @@ func isOwnFault(err error) bool {
 	case 18, 19: // SQLITE_TOOBIG, SQLITE_CONSTRAINT
 		return true
 	}
-	return errors.Is(err, ErrNotFound) || errors.Is(err, ErrForbidden) || errors.Is(err, ErrTaken)
+	return errors.Is(err, ErrNotFound) || errors.Is(err, ErrForbidden) || errors.Is(err, ErrTaken) || errors.Is(err, ErrArchived)
 }
 
 // explain says what SQLite found wrong with a file in words for who starts chatd.

@@ -109,7 +109,7 @@ func TestPublishedIsOnDiskInOrder(t *testing.T) {
 				t.Errorf("published %d after %d", e.ID, last)
 			}
 			last = e.ID
-			if stored, _, err := s.Since(t.Context(), 0, e.ID-1, 1); err != nil || len(stored) != 1 || stored[0] != e {
+			if stored, _, err := s.Since(t.Context(), User{}, 0, e.ID-1, 1); err != nil || len(stored) != 1 || stored[0] != e {
 				t.Errorf("published %+v, stored %+v, %v", e, stored, err)
 			}
 		}
@@ -214,7 +214,7 @@ func TestEditAndDelete(t *testing.T) {
 			t.Errorf("%s by another: %v, want ErrForbidden", e.Kind, err)
 		}
 	}
-	events, _, err := s.Since(t.Context(), 0, 0, 10)
+	events, _, err := s.Since(t.Context(), User{}, 0, 0, 10)
 	if err != nil || len(events) != 2 || events[0].Body != "two" || !events[0].Edited || events[1].Kind != KindEdit {
 		t.Errorf("after the edit: %+v, %v", events, err)
 	}
@@ -299,7 +299,7 @@ func TestLongPages(t *testing.T) {
 		s.must(s.message(s.ann, "", strings.Repeat("x", maxMessage)))
 	}
 	for cursor, more := int64(0), true; more; {
-		page, m, err := s.Since(t.Context(), s.room.ID, cursor, 200)
+		page, m, err := s.Since(t.Context(), User{}, s.room.ID, cursor, 200)
 		if err != nil || len(page) == 0 || len(page) > pageBytes/maxMessage+1 || page[0].ID != cursor+1 {
 			t.Fatalf("after %d of %d: %d events, %v", cursor, n, len(page), err)
 		}

@@ -28,7 +28,7 @@ func readLog(t *testing.T, dir string) (log []Event) {
 	}
 	for more, cursor := true, int64(0); more; {
 		var page []Event
-		if page, more, err = store.Since(t.Context(), 0, cursor, 1000); err != nil {
+		if page, more, err = store.Since(t.Context(), User{}, 0, cursor, 1000); err != nil {
 			t.Fatal(err)
 		}
 		if len(page) > 0 {

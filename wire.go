@@ -20,6 +20,7 @@ const (
 	maxEmoji    = 64 // bytes; families of emoji are long
 	maxRoomName = 64 // characters
 	maxUserName = 32
+	maxTopic    = 1024 // bytes
 )
 
 // problem is an error whose reason the user is told, in words of the catalogue:
@@ -45,6 +46,8 @@ func problemOf(err error) *problem {
 		return &problem{404, "not_found", nil}
 	case errors.Is(err, ErrForbidden):
 		return &problem{403, "forbidden", nil}
+	case errors.Is(err, ErrArchived):
+		return &problem{403, "archived", nil}
 	case errors.Is(err, ErrTaken):
 		return &problem{409, "name_taken", nil}
 	case errors.Is(err, ErrClosed), errors.Is(err, errHubClosed):
@@ -125,6 +128,10 @@ type eventFrame struct {
 	ReplyTo  int64  `json:"reply_to,omitempty"`
 	Edited   bool   `json:"edited,omitempty"`
 	Deleted  bool   `json:"deleted,omitempty"`
+	Former   string `json:"former,omitempty"` // room: its name until now
+	Private  bool   `json:"private,omitempty"`
+	Topic    string `json:"topic,omitempty"`
+	Archived bool   `json:"archived,omitempty"`
 }
 
 func newEventFrame(e Event) eventFrame {
@@ -143,7 +150,10 @@ func newEventFrame(e Event) eventFrame {
 		f.Type, f.Emoji, f.On = "react", e.Body, &on
 	case KindRead:
 		f = eventFrame{Type: f.Type, ID: e.Target, Room: f.Room}
-	case KindRoom, KindTyping:
+	case KindRoom:
+		f = eventFrame{Type: f.Type, Room: f.Room, Username: f.Username, Former: e.Body,
+			Private: e.Room.Private, Topic: e.Room.Topic, Archived: e.Room.Archived}
+	case KindTyping, KindJoin, KindLeave:
 		f = eventFrame{Type: f.Type, Room: f.Room, Username: f.Username}
 	}
 	return f
@@ -163,6 +173,9 @@ type roomFrame struct {
 	Room     string `json:"room"`
 	LastRead int64  `json:"last_read_id"`
 	Unread   int    `json:"unread"`
+	Private  bool   `json:"private,omitempty"`
+	Topic    string `json:"topic,omitempty"`
+	Archived bool   `json:"archived,omitempty"`
 }
 
 type caughtUpFrame struct {

@@ -412,10 +412,13 @@ const rooms = new Map(); // name → {li, unread, newest}
 const pageTitle = document.title;
 let lastRead = 0, readTimer = 0;
 
+// Direct messages are called after the other one.
+const shownRoom = name => name.includes("+") ? `@${name.split("+").find(who => who !== client.username)}` : name;
+
 function roomNamed(name) {
   if (!rooms.has(name)) {
     const badge = make("span", "badge", make("b"), make("span", "unseen", t("unread")));
-    const link = make("a", "", make("span", "name", name), badge);
+    const link = make("a", "", make("span", "name", shownRoom(name)), badge);
     link.href = `${client.base}/chat/${encodeURIComponent(name)}/`;
     link.firstChild.dir = "auto";
     badge.hidden = true;
@@ -424,6 +427,21 @@ function roomNamed(name) {
     rooms.set(name, { li, unread: 0, newest: 0 });
   }
   return rooms.get(name);
+}
+
+// A room is new, or its name or topic is.
+function onRoom({ room, former, topic = "" }) {
+  const here = (former ?? room) === client.room;
+  if (former && here) return location.replace(`${client.base}/chat/${encodeURIComponent(room)}/`);
+  if (former) dropRoom(former);
+  roomNamed(room);
+  if (here) setText(document.querySelector(".topic"), topic);
+}
+
+function dropRoom(name) {
+  if (name === client.room) return location.assign(`${client.base}/chat/`);
+  rooms.get(name)?.li.remove();
+  rooms.delete(name);
 }
 
 function touchRoom({ li }, when) {
@@ -563,7 +581,9 @@ function onFrame(f) {
     case "welcome": return onWelcome(f);
     case "read": return onRead(f);
     case "presence": return onPresence(f);
-    case "room": return void roomNamed(f.room);
+    case "room": return onRoom(f);
+    case "join": return void (f.username === client.username && roomNamed(f.room));
+    case "leave": return void (f.username === client.username && dropRoom(f.room));
     case "behind": return location.reload();
     case "error": return f.cid ? refuse(f) : say(f.error);
     case "message": onMessage(f); break;

@@ -1,0 +1,506 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Room is a place with a name. Names differ in more than case. A private room of
+// two whose name is both of theirs, "ann+bob", is their direct messages.
+type Room struct {
+	ID       int64
+	Name     string
+	Private  bool // only for its members; that never changes
+	Topic    string
+	Archived bool // can be read, and no more
+}
+
+func (r Room) direct() bool { return strings.Contains(r.Name, "+") }
+
+// roomColumns are those of rooms r that Room.columns scans.
+const roomColumns = "r.id, r.name, r.private, r.topic, r.archived IS NOT NULL"
+
+func (r *Room) columns() []any { return []any{&r.ID, &r.Name, &r.Private, &r.Topic, &r.Archived} }
+
+// sees is the SQL condition for the rooms r that u may see: the public ones and
+// those that it is a member of, or only the latter.
+func (u User) sees() string {
+	public := "r.private = 0 OR "
+	if u.Confined {
+		public = ""
+	}
+	return fmt.Sprintf("(%sEXISTS (SELECT 1 FROM members WHERE room = r.id AND user = %d))", public, u.ID)
+}
+
+// checkRoom fails unless e's author may speak in e's room. Public rooms cost no
+// query: they stay public.
+func (w *writer) checkRoom(e *Event) error {
+	if e.Room.Private || e.Author.Confined {
+		err := w.queryRow("SELECT 1 FROM rooms r WHERE r.id = ? AND "+e.Author.sees(), e.Room.ID).Scan(new(int))
+		if errors.Is(err, sql.ErrNoRows) {
+			return ErrNotFound
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if e.Room.Archived {
+		return ErrArchived
+	}
+	return nil
+}
+
+// room makes a public room, or finds the one that has, or had, the name.
+func (w *writer) room(e *Event) error {
+	if r, err := w.roomByName(e.Room.Name); !errors.Is(err, ErrNotFound) {
+		if e.Room, e.Again = r, true; r.Private {
+			return ErrTaken
+		}
+		return err
+	}
+	return w.createRoom(&e.Room, e.Author)
+}
+
+func (w *writer) createRoom(r *Room, creator User) error {
+	return w.queryRow("INSERT INTO rooms (name, key, creator, created, private) VALUES (?, ?, ?, ?, ?) RETURNING id",
+		r.Name, foldName(r.Name), creator.ID, w.now.UnixMilli(), r.Private).Scan(&r.ID)
+}
+
+func (w *writer) roomByName(name string) (r Room, err error) {
+	err = w.queryRow("SELECT "+roomColumns+` FROM rooms r
+		WHERE r.key = ?1 OR r.id = (SELECT room FROM former_names WHERE key = ?1)`, foldName(name)).Scan(r.columns()...)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = ErrNotFound
+	}
+	return r, err
+}
+
+// addMember and removeMember do nothing for who is in, or out, already.
+func (w *writer) addMember(r Room, u User) error {
+	return w.changeMember(KindJoin, "INSERT INTO members (room, user) VALUES (?, ?) ON CONFLICT DO NOTHING", r, u)
+}
+
+func (w *writer) removeMember(r Room, u User) error {
+	return w.changeMember(KindLeave, "DELETE FROM members WHERE room = ? AND user = ?", r, u)
+}
+
+func (w *writer) changeMember(kind Kind, change string, r Room, u User) error {
+	result, err := w.conn.ExecContext(context.Background(), change, r.ID, u.ID)
+	if err != nil {
+		return err
+	}
+	if n, err := result.RowsAffected(); err != nil || n == 0 {
+		return err
+	}
+	w.tell(Event{Kind: kind, Room: r, Author: u})
+	return nil
+}
+
+// Room returns the room that has, or had, that name, in any case, or ErrNotFound.
+func (s *Store) Room(name string) (Room, error) {
+	s.roomsMu.RLock()
+	defer s.roomsMu.RUnlock()
+	r, ok := s.rooms[foldName(name)]
+	if !ok {
+		return Room{}, ErrNotFound
+	}
+	return r, nil
+}
+
+// remember keeps what Room looks up.
+func (s *Store) remember(events []Event) {
+	for _, e := range events {
+		if e.Kind != KindRoom {
+			continue
+		}
+		s.roomsMu.Lock()
+		for key, r := range s.rooms {
+			if r.ID == e.Room.ID {
+				s.rooms[key] = e.Room
+			}
+		}
+		s.rooms[foldName(e.Room.Name)] = e.Room
+		s.roomsMu.Unlock()
+	}
+}
+
+func (s *Store) loadRooms() error {
+	rows, err := s.read.Query("SELECT r.key, " + roomColumns + " FROM rooms r UNION ALL SELECT f.key, " + roomColumns + " FROM former_names f JOIN rooms r ON r.id = f.room")
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var key string
+		var r Room
+		if err := rows.Scan(append([]any{&key}, r.columns()...)...); err != nil {
+			return err
+		}
+		s.rooms[key] = r
+	}
+	return rows.Err()
+}
+
+// Memberships returns who is a member of which room, as the events that tell a
+// hub so.
+func (s *Store) Memberships(ctx context.Context) (events []Event, err error) {
+	rows, err := s.read.QueryContext(ctx, "SELECT room, user FROM members")
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		e := Event{Kind: KindJoin}
+		if err := rows.Scan(&e.Room.ID, &e.Author.ID); err != nil {
+			return nil, err
+		}
+		events = append(events, e)
+	}
+	return events, rows.Err()
+}
+
+// Members returns the names of a room's members, sorted.
+func (s *Store) Members(ctx context.Context, room int64) (names []string, err error) {
+	rows, err := s.read.QueryContext(ctx, "SELECT u.name FROM members m JOIN users u ON u.id = m.user WHERE m.room = ? ORDER BY u.key", room)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var name string
+		if err := rows.Scan(&name); err != nil {
+			return nil, err
+		}
+		names = append(names, name)
+	}
+	return names, rows.Err()
+}
+
+// CreateRoom makes a public room, or returns the one that has the name. If that is
+// a private one the error is ErrTaken.
+func (s *Store) CreateRoom(name string, creator User) (Room, error) {
+	e, err := s.AppendWait(Event{Kind: KindRoom, Room: Room{Name: name}, Author: creator})
+	return e.Room, err
+}
+
+// CreatePrivateRoom makes a room for its creator and others. It fails with
+// ErrTaken if a room has, or had, the name.
+func (s *Store) CreatePrivateRoom(name string, creator User, others ...User) (Room, error) {
+	r := Room{Name: name, Private: true}
+	err := s.update(func(w *writer) error {
+		if _, err := w.roomByName(name); !errors.Is(err, ErrNotFound) {
+			return cmp.Or(err, ErrTaken)
+		}
+		if err := w.createRoom(&r, creator); err != nil {
+			return err
+		}
+		for _, u := range append(others, creator) {
+			if err := w.addMember(r, u); err != nil {
+				return err
+			}
+		}
+		w.tell(Event{Kind: KindRoom, Room: r, Author: creator})
+		return nil
+	})
+	return r, err
+}
+
+// DirectRoom returns the direct messages of two users.
+func (s *Store) DirectRoom(a, b User) (Room, error) {
+	if foldName(b.Name) < foldName(a.Name) {
+		a, b = b, a
+	}
+	name := a.Name + "+" + b.Name
+	if r, err := s.Room(name); err == nil {
+		return r, nil
+	}
+	r, err := s.CreatePrivateRoom(name, a, b)
+	if errors.Is(err, ErrTaken) { // just now
+		return s.Room(name)
+	}
+	return r, err
+}
+
+// ChangeRoom gives a room the name, topic and archived of r. It fails with
+// ErrTaken if another room has, or had, the name.
+func (s *Store) ChangeRoom(r Room, by User) error {
+	return s.update(func(w *writer) error {
+		var old Room
+		if err := w.queryRow("SELECT "+roomColumns+" FROM rooms r WHERE r.id = ?", r.ID).Scan(old.columns()...); err != nil {
+			return err
+		}
+		e := Event{Kind: KindRoom, Room: r, Author: by}
+		if foldName(r.Name) != foldName(old.Name) {
+			if other, err := w.roomByName(r.Name); err == nil && other.ID != r.ID {
+				return ErrTaken
+			}
+			if err := w.exec("INSERT INTO former_names (key, room) VALUES (?, ?)", foldName(old.Name), r.ID); err != nil {
+				return err
+			}
+			if err := w.exec("DELETE FROM former_names WHERE key = ?", foldName(r.Name)); err != nil {
+				return err
+			}
+		}
+		if r.Name != old.Name {
+			e.Body = old.Name
+		}
+		w.tell(e)
+		return w.exec("UPDATE rooms SET name = ?, key = ?, topic = ?, archived = CASE WHEN ? THEN coalesce(archived, ?) END WHERE id = ?",
+			r.Name, foldName(r.Name), r.Topic, r.Archived, w.now.UnixMilli(), r.ID)
+	})
+}
+
+// AddMember and RemoveMember are for private rooms. They do nothing if it is so
+// already.
+func (s *Store) AddMember(r Room, u User) error {
+	return s.update(func(w *writer) error { return w.addMember(r, u) })
+}
+
+func (s *Store) RemoveMember(r Room, u User) error {
+	return s.update(func(w *writer) error { return w.removeMember(r, u) })
+}
+
+const unreadMost = 100 // counting stops here
+
+// RoomState is a room as one user sees it.
+type RoomState struct {
+	Room
+	LastRead int64
+	Unread   int       // messages by others after LastRead; unreadMost stands for more
+	Time     time.Time // of the newest event; zero in an empty room
+}
+
+// RoomStates returns the rooms that the user may see, by name.
+func (s *Store) RoomStates(ctx context.Context, u User) ([]RoomState, error) {
+	rows, err := s.read.QueryContext(ctx, `
+		WITH seen AS (
+			SELECT r.*, coalesce(d.last_read_id, u.first_id) AS last
+			FROM rooms r JOIN users u ON u.id = ?1 LEFT JOIN reads d ON d.user = u.id AND d.room = r.id
+			WHERE `+u.sees()+`
+		)
+		SELECT last,
+			(SELECT count(*) FROM (SELECT 1 FROM log l WHERE l.room = r.id AND l.id > last
+				AND l.kind = 'message' AND l.body IS NOT NULL AND l.author != ?1 LIMIT ?2)),
+			(SELECT time FROM log l WHERE l.room = r.id ORDER BY l.id DESC LIMIT 1), `+roomColumns+`
+		FROM seen r ORDER BY key`, u.ID, unreadMost)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var states []RoomState
+	for rows.Next() {
+		var r RoomState
+		var at sql.Null[int64]
+		if err := rows.Scan(append([]any{&r.LastRead, &r.Unread, &at}, r.columns()...)...); err != nil {
+			return nil, err
+		}
+		if at.Valid {
+			r.Time = time.UnixMilli(at.V).UTC()
+		}
+		states = append(states, r)
+	}
+	return states, rows.Err()
+}
+
+// enter returns the room of that name, if v may see it. Who enters a public room
+// that is not there makes it, and so with direct messages, which are called @name
+// or by both names.
+func (s *server) enter(r *http.Request, v visitor, name string) (Room, error) {
+	if strings.HasPrefix(name, "@") || strings.Contains(name, "+") {
+		return s.enterDirect(r, v, name)
+	}
+	name, err := roomName(name)
+	if err != nil {
+		return Room{}, err
+	}
+	room, err := s.store.Room(name)
+	switch {
+	case err == nil && !s.hub.Sees(v.User, room), err != nil && v.Confined:
+		return Room{}, ErrNotFound
+	case !errors.Is(err, ErrNotFound):
+		return room, err
+	}
+	key, creator := "rooms of user "+v.Name, v.User
+	if v.ID == 0 {
+		key = "rooms of address " + s.clientAddress(r)
+		if creator, err = s.store.SpeakingGuest(r.Context(), anonymousGuest); err != nil {
+			return Room{}, err
+		}
+	}
+	if err := s.posts.check(key); err != nil {
+		return Room{}, err
+	}
+	return s.store.CreateRoom(name, creator)
+}
+
+func (s *server) enterDirect(r *http.Request, v visitor, name string) (Room, error) {
+	names := strings.Split(name, "+")
+	if other, found := strings.CutPrefix(name, "@"); found {
+		names = []string{v.Name, other}
+	}
+	i := slices.IndexFunc(names, func(n string) bool { return foldName(n) == foldName(v.Name) })
+	if i < 0 || len(names) != 2 || v.ID == 0 || v.Role == RoleGuest {
+		return Room{}, ErrNotFound
+	}
+	other, _, err := s.store.UserByName(r.Context(), names[1-i])
+	if err != nil {
+		return Room{}, err
+	}
+	if other.ID == v.ID || other.Role == RoleGuest {
+		return Room{}, ErrNotFound
+	}
+	return s.store.DirectRoom(v.User, other)
+}
+
+// handleCreateRoom makes a private room. Public ones are made by entering them.
+func (s *server) handleCreateRoom(w http.ResponseWriter, r *http.Request, v visitor) error {
+	if err := r.ParseForm(); err != nil {
+		return badForm(err)
+	}
+	room, err := s.createPrivate(r, v)
+	if err != nil {
+		return s.again(w, r, v, err, "rooms.html", page{Form: formOf(r, "private")})
+	}
+	s.redirect(w, r, roomPath(room.Name))
+	return nil
+}
+
+func (s *server) createPrivate(r *http.Request, v visitor) (Room, error) {
+	name, err := roomName(r.PostFormValue("private"))
+	if err != nil {
+		return Room{}, err
+	}
+	if v.Role == RoleGuest {
+		return Room{}, ErrForbidden
+	}
+	if err := s.posts.check("rooms of user " + v.Name); err != nil {
+		return Room{}, err
+	}
+	room, err := s.store.CreatePrivateRoom(name, v.User)
+	if errors.Is(err, ErrTaken) {
+		err = refuse(http.StatusConflict, "room_taken")
+	}
+	return room, err
+}
+
+// aboutRoom is what about.html shows besides the page.
+type aboutRoom struct {
+	Room
+	Direct  bool
+	Members []string
+	Manage  bool // may rename, archive and remove
+}
+
+func (s *server) handleAbout(w http.ResponseWriter, r *http.Request, v visitor) error {
+	room, err := s.enter(r, v, r.PathValue("room"))
+	if err != nil {
+		return err
+	}
+	return s.showAbout(w, r, v, room, http.StatusOK, page{})
+}
+
+func (s *server) showAbout(w http.ResponseWriter, r *http.Request, v visitor, room Room, status int, p page) error {
+	members, err := s.store.Members(r.Context(), room.ID)
+	if err != nil {
+		return err
+	}
+	manage, err := s.mayManage(r.Context(), v.User, room)
+	if err != nil {
+		return err
+	}
+	p.About = &aboutRoom{room, room.direct(), members, manage}
+	return s.render(w, r, v, status, "about.html", p)
+}
+
+// mayManage: who made a room, and administrators who see it.
+func (s *server) mayManage(ctx context.Context, u User, room Room) (bool, error) {
+	if u.Role == RoleGuest || room.direct() {
+		return false, nil
+	}
+	var creator int64
+	err := s.store.read.QueryRowContext(ctx, "SELECT creator FROM rooms WHERE id = ?", room.ID).Scan(&creator)
+	return u.Role == RoleAdmin || creator == u.ID, err
+}
+
+func (s *server) handleChangeRoom(w http.ResponseWriter, r *http.Request, v visitor) error {
+	if err := r.ParseForm(); err != nil {
+		return badForm(err)
+	}
+	room, err := s.enter(r, v, r.PathValue("room"))
+	if err != nil {
+		return err
+	}
+	if room, err = s.changeRoom(r, v, room); err != nil {
+		problem := problemOf(err)
+		if problem.status >= http.StatusInternalServerError {
+			return err
+		}
+		return s.showAbout(w, r, v, room, problem.status, page{Error: s.sentence(v.language(r), problem), Form: formOf(r, "topic", "name", "member")})
+	}
+	if !s.hub.Sees(v.User, room) { // left
+		s.redirect(w, r, "/chat/")
+		return nil
+	}
+	s.redirect(w, r, roomPath(room.Name)+"about/")
+	return nil
+}
+
+// changeRoom does what the form asks for and returns the room as it is then.
+func (s *server) changeRoom(r *http.Request, v visitor, room Room) (Room, error) {
+	manage, err := s.mayManage(r.Context(), v.User, room)
+	if err != nil {
+		return room, err
+	}
+	action, changed := r.PostFormValue("action"), room
+	switch {
+	case v.Role == RoleGuest, !manage && slices.Contains([]string{"rename", "archive", "restore", "remove"}, action), room.direct() && action != "topic":
+		return room, ErrForbidden
+	case action == "topic":
+		changed.Topic = strings.TrimSpace(r.PostFormValue("topic"))
+		if len(changed.Topic) > maxTopic {
+			return room, refuse(http.StatusBadRequest, "long_topic", maxTopic)
+		}
+	case action == "rename":
+		if changed.Name, err = roomName(r.PostFormValue("name")); err != nil {
+			return room, err
+		}
+	case action == "archive", action == "restore":
+		changed.Archived = action == "archive"
+	case action == "leave" && room.Private:
+		return room, s.store.RemoveMember(room, v.User)
+	case (action == "add" || action == "remove") && room.Private:
+		return room, s.changeMember(r, room, action == "add")
+	default:
+		return room, refuse(http.StatusBadRequest, "bad_request")
+	}
+	if err = s.store.ChangeRoom(changed, v.User); err != nil {
+		if errors.Is(err, ErrTaken) {
+			err = refuse(http.StatusConflict, "room_taken")
+		}
+		return room, err
+	}
+	return changed, nil
+}
+
+func (s *server) changeMember(r *http.Request, room Room, add bool) error {
+	u, _, err := s.store.UserByName(r.Context(), r.PostFormValue("member"))
+	switch {
+	case errors.Is(err, ErrNotFound), err == nil && u.Role == RoleGuest:
+		return refuse(http.StatusNotFound, "no_user")
+	case err != nil:
+		return err
+	case add:
+		return s.store.AddMember(room, u)
+	}
+	return s.store.RemoveMember(room, u)
+}
+
+func roomPath(name string) string { return "/chat/" + url.PathEscape(name) + "/" }
