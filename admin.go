@@ -20,7 +20,7 @@ import (
 const (
 	accountsPage = 100     // accounts on a page
 	maxSearch    = 200     // bytes of a text to look for
-	searchMost   = 200_000 // rows of the log that one search looks at, a fraction of a second
+	searchMost   = 500_000 // rows of the log that one search looks at, in a tenth of a second
 )
 
 // adminPage is what the templates of administration show.
