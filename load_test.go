@@ -5,6 +5,8 @@ import (
 	"flag"
 	"fmt"
 	"net"
+	"net/http"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -292,4 +294,57 @@ func TestCatchUp(t *testing.T) {
 	took := time.Since(began)
 	t.Logf("%d events in %v, %.0f a second; chatd's peak grew from %d to %d KiB", *backlog, took.Round(time.Millisecond),
 		float64(*backlog)/took.Seconds(), before>>10, d.memory("VmHWM")>>10)
+}
+
+var floodTime = flag.Duration("flood", 2*time.Second, "how long TestLoginFlood lasts")
+
+// TestLoginFlood has strangers try passwords as fast as they can, from many
+// addresses, while others chat. Those hear each other in time, and whoever knows
+// the password gets in.
+func TestLoginFlood(t *testing.T) {
+	const strangers = 32
+	dir := t.TempDir()
+	newPeople(t, dir, []string{"lobby"}, "ann")
+	d := startDaemon(t, dir, "-rate", "0")
+	owner := d.addUser("owner")
+	var stop atomic.Bool
+	var tries, answered atomic.Int64
+	var all sync.WaitGroup
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: strangers}}
+	for i := range strangers {
+		all.Go(func() {
+			for j := 0; !stop.Load(); j++ {
+				r, err := http.NewRequest("POST", d.url("/login/"), strings.NewReader("username=owner&password=guess"))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+				r.Header.Set("X-Forwarded-For", fmt.Sprintf("10.%d.%d.%d", i, j>>8&255, j&255))
+				tries.Add(1)
+				if res, err := client.Do(r); err == nil {
+					answered.Add(1)
+					res.Body.Close()
+				}
+			}
+		})
+	}
+	ann := &sender{t: t, d: d, name: "ann", size: 100}
+	ann.connect()
+	var took []time.Duration
+	for end := time.Now().Add(*floodTime); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		sent := time.Now()
+		if code := ann.say(); code != "" {
+			t.Errorf("ann was told %s", code)
+		}
+		took = append(took, time.Since(sent))
+	}
+	began := time.Now()
+	d.post(owner, "/login/", url.Values{"username": {"owner"}, "password": {testPassword}})
+	login := time.Since(began)
+	stop.Store(true)
+	all.Wait()
+	slices.Sort(took)
+	t.Logf("%.0f tries a second, %d of %d answered; messages took %v (p50) and %v (p99); the owner signed in within %v", float64(tries.Load())/floodTime.Seconds(),
+		answered.Load(), tries.Load(), took[len(took)/2].Round(time.Microsecond), took[len(took)*99/100].Round(time.Microsecond), login.Round(time.Millisecond))
 }

@@ -166,20 +166,6 @@ func (s *Store) SetSettings(u User, language, notify string) error {
 	})
 }
 
-// Deactivate keeps a user out and ends all sessions, or lets the user in again.
-// The sockets are the caller's to drop, after that.
-func (s *Store) Deactivate(id int64, yes bool) error {
-	return s.update(func(w *writer) error {
-		if !yes {
-			return w.exec("UPDATE users SET deactivated = NULL WHERE id = ?", id)
-		}
-		if err := w.exec("UPDATE users SET deactivated = coalesce(deactivated, ?) WHERE id = ?", w.now.UnixMilli(), id); err != nil {
-			return err
-		}
-		return w.exec("DELETE FROM sessions WHERE user = ?", id)
-	})
-}
-
 // CreateSession also forgets the sessions that have run out.
 func (s *Store) CreateSession(u User, hash []byte, agent, address string) error {
 	agent = strings.ToValidUTF8(agent[:min(len(agent), maxAgent)], "")

@@ -209,7 +209,7 @@ func TestDeactivate(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, u := range []User{ann, guest} {
-			if err := s.store.Deactivate(u.ID, true); err != nil {
+			if _, err := s.store.ChangeUser(User{}, u.ID, "user.deactivate", ""); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -229,7 +229,7 @@ func TestDeactivate(t *testing.T) {
 				t.Errorf("the session %s of a deactivated user: %d, want 303 to the login", cookie, status)
 			}
 		}
-		if err := s.store.Deactivate(ann.ID, false); err != nil {
+		if _, err := s.store.ChangeUser(User{}, ann.ID, "user.reactivate", ""); err != nil {
 			t.Fatal(err)
 		}
 		if status, _, _ := s.browse("GET", "/chat/", cookie, ""); status != 303 {
@@ -275,7 +275,7 @@ func TestProxyHeader(t *testing.T) {
 		if _, err := s.store.CreateUser("guest", RoleGuest, ""); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.store.Deactivate(zoe.ID, true); err != nil {
+		if _, err := s.store.ChangeUser(User{}, zoe.ID, "user.deactivate", ""); err != nil {
 			t.Fatal(err)
 		}
 		bob := s.session("bob")
@@ -332,7 +332,7 @@ func TestProxyHeader(t *testing.T) {
 		if heard := strings.Join(other.takeHeard(), "\n"); !strings.Contains(heard, `"username":"Ann"`) {
 			t.Errorf("a socket through the proxy speaks as %s", heard)
 		}
-		if err := s.store.Deactivate(ann.ID, true); err != nil {
+		if _, err := s.store.ChangeUser(User{}, ann.ID, "user.deactivate", ""); err != nil {
 			t.Fatal(err)
 		}
 		s.hub.Drop(func(m *member) bool { return m.user.ID == ann.ID })
