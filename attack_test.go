@@ -3,8 +3,10 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -191,6 +193,36 @@ func TestAttacks(t *testing.T) {
 }
 
 func first(status int, _ http.Header, _ string) int { return status }
+
+// Who is not a trusted proxy cannot say who the visitor is, and a link that is
+// used up or guessed lets nobody in.
+func TestForgedHeaderAndLinks(t *testing.T) {
+	a := newAttacker(t, "-auth-header", "Remote-User", "-auth-create", "-trust", "10.0.0.0/8")
+	for _, name := range []string{"ann", "anybody"} {
+		if status, _, _ := a.ask("GET", "/account/", "", "", "Remote-User: "+name); status != http.StatusSeeOther {
+			t.Errorf("with a header that says %s: %d", name, status)
+		}
+		if p := dialTCP(t, a.d.addr, "/ws", "Remote-User: "+name); p.res.StatusCode != http.StatusUnauthorized {
+			t.Errorf("a socket with a header that says %s: %d", name, p.res.StatusCode)
+		}
+	}
+	out, err := chatdCommand("invite", "-data", a.d.dir).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	link, err := url.Parse(strings.TrimSpace(string(out)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	form := func(name string) string { return url.Values{"username": {name}, "password": {testPassword}}.Encode() }
+	for name, want := range map[string]map[string]int{link.Path: {"first": http.StatusSeeOther, "second": http.StatusGone}, "/invite/GUESSED": {"third": http.StatusGone}} {
+		for _, user := range slices.Sorted(maps.Keys(want)) {
+			if status, _, _ := a.ask("POST", name, "", form(user)); status != want[user] {
+				t.Errorf("%s at %s: %d, want %d", user, name, status, want[user])
+			}
+		}
+	}
+}
 
 // A token that was planted before the login is worth nothing after it.
 func TestSessionFixation(t *testing.T) {
