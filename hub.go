@@ -217,40 +217,44 @@ func (h *Hub) Publish(events []Event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	byRoom := make(map[int64][]Event)
-	var run []Event // of public rooms, or of one private one
-	for _, e := range events {
+	begun := 0 // where the run of events begins that are public, or of one private room
+	flush := func(end int) {
+		h.deliver(h.rooms[followsRooms], events[begun:end])
+		begun = end
+	}
+	for i := range events {
+		e := &events[i]
 		h.last = max(h.last, e.ID)
+		if begun < i && privacy(&events[begun]) != privacy(e) {
+			flush(i)
+		}
 		switch e.Kind {
 		case KindRead: // concerns nobody else
+			flush(i)
+			begun++
 			if p := h.users[e.Author.ID]; p != nil {
-				h.deliver(p.members, []Event{e})
+				h.deliver(p.members, events[i:i+1])
 			}
 			continue
 		case KindJoin:
 			h.admit(e)
 		case KindLeave:
-			h.deliver(h.rooms[followsRooms], run)
+			flush(i + 1) // those who leave hear it too
 			h.expel(e)
-			run = nil
 			continue
 		}
-		if len(run) > 0 && privacy(run[0]) != privacy(e) {
-			h.deliver(h.rooms[followsRooms], run)
-			run = nil
-		}
-		run = append(run, e)
 		if len(h.rooms[e.Room.ID]) > 0 {
-			byRoom[e.Room.ID] = append(byRoom[e.Room.ID], e)
+			byRoom[e.Room.ID] = append(byRoom[e.Room.ID], *e)
 		}
 	}
-	h.deliver(h.rooms[followsRooms], run)
+	flush(len(events))
 	for id, events := range byRoom {
 		h.deliver(h.rooms[id], events)
 	}
 }
 
 // privacy is the private room that an event is in, or 0.
-func privacy(e Event) int64 {
+func privacy(e *Event) int64 {
 	if e.Room.Private {
 		return e.Room.ID
 	}
@@ -258,16 +262,14 @@ func privacy(e Event) int64 {
 }
 
 // admit and expel need h.mu.
-func (h *Hub) admit(e Event) {
+func (h *Hub) admit(e *Event) {
 	if h.insiders[e.Room.ID] == nil {
 		h.insiders[e.Room.ID] = make(map[int64]bool)
 	}
 	h.insiders[e.Room.ID][e.Author.ID] = true
 }
 
-// expel tells everybody, who leaves too, before it takes effect.
-func (h *Hub) expel(e Event) {
-	h.deliver(h.rooms[followsRooms], []Event{e})
+func (h *Hub) expel(e *Event) {
 	delete(h.insiders[e.Room.ID], e.Author.ID)
 	for _, m := range slices.Clone(h.rooms[e.Room.ID]) {
 		if m.user.ID == e.Author.ID {
@@ -292,7 +294,7 @@ func (h *Hub) sees(u User, r Room) bool {
 // in use, all of them into one slice that the members' outboxes share. Only those
 // who are confined to some rooms may need another.
 func (h *Hub) deliver(members []*member, events []Event) {
-	if len(events) == 0 {
+	if len(events) == 0 || len(members) == 0 {
 		return
 	}
 	frames := make(map[*dialect][]byte, 1)
