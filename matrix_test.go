@@ -73,11 +73,12 @@ var frames = []string{
 func TestPermissions(t *testing.T) {
 	var table strings.Builder
 	line := func(cells ...string) {
-		text := fmt.Sprintf("%-36s", cells[0])
+		var text strings.Builder
+		text.WriteString(fmt.Sprintf("%-36s", cells[0]))
 		for _, cell := range cells[1:] {
-			text += fmt.Sprintf(" %-12s", cell)
+			text.WriteString(fmt.Sprintf(" %-12s", cell))
 		}
-		table.WriteString(strings.TrimRight(text, " ") + "\n")
+		table.WriteString(strings.TrimRight(text.String(), " ") + "\n")
 	}
 	line(append([]string{""}, whoAsks...)...)
 	row := func(name string, ask func(s *testServer, who string) string) {
