@@ -250,7 +250,7 @@ func TestChaosFindsFaults(t *testing.T) {
 			{"chat.go", "s.replay(m, m.from, s.hub.Last())", "s.replay(m, m.from, 1<<62)"},
 		}},
 		{"a full outbox drops without a close", [][3]string{
-			{"hub.go", `		o.pending = nil
+			{"outbox.go", `		o.pending = nil
 		o.end(closeTryLater, "too slow")
 `, ""},
 		}},
