@@ -248,11 +248,11 @@ func (s *server) changeAccount(r *http.Request, admin User) error {
 		return refuse(http.StatusConflict, "last_admin")
 	}
 	action, role := r.PostFormValue("action"), Role(r.PostFormValue("role"))
-	if !slices.Contains([]string{"user.role", "user.deactivate", "user.reactivate"}, action) || action == "user.role" && role != RoleAdmin && role != RoleMember {
+	if !slices.Contains([]string{"user.role", "user.deactivate", "user.reactivate", "user.signout"}, action) || action == "user.role" && role != RoleAdmin && role != RoleMember {
 		return refuse(http.StatusBadRequest, "bad_request")
 	}
 	u, err := s.store.ChangeUser(admin, id, action, role)
-	if err == nil && action == "user.deactivate" {
+	if err == nil && (action == "user.deactivate" || action == "user.signout") {
 		// A visitor without a session may be speaking under a guest's name.
 		s.hub.Drop(func(m *member) bool { return m.user.ID == u.ID || m.user.ID == 0 && u.Role == RoleGuest })
 	}
@@ -261,11 +261,14 @@ func (s *server) changeAccount(r *http.Request, admin User) error {
 
 // ChangeUser changes an account in the name of admin, who must be active: its
 // role, unless it is a guest, who has no password; or whether it is deactivated,
-// which ends its sessions. ErrNotFound: there is nothing to change.
+// which ends its sessions; or only those. ErrNotFound: there is nothing to change.
 func (s *Store) ChangeUser(admin User, id int64, action string, role Role) (u User, err error) {
 	change, value, detail := "deactivated = ?1 WHERE id = ?2 AND (deactivated IS NULL) != (?1 IS NULL)", any(nil), ""
 	if action == "user.role" {
 		change, value, detail = "role = ?1 WHERE id = ?2 AND role NOT IN (?1, 'guest')", role, string(role)
+	}
+	if action == "user.signout" {
+		change = "role = role WHERE id = ?2 AND ?1 IS NULL"
 	}
 	err = s.update(func(w *writer) error {
 		if action == "user.deactivate" {

@@ -460,3 +460,30 @@ func TestAdminInvites(t *testing.T) {
 		}
 	})
 }
+
+// Signing somebody out ends all that is open, and no more.
+func TestAdminSignOut(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		s := newAdminServer(t, dir)
+		ann := s.session("ann")
+		p := s.dial("/ws", ann)
+		go p.listen()
+		if status, text := s.manage("root", "user.signout", "ann", ""); status != 303 {
+			t.Fatalf("%d\n%s", status, text)
+		}
+		synctest.Wait()
+		if heard := p.takeHeard(); !slices.Contains(heard, fmt.Sprint("closed ", closePolicy)) {
+			t.Errorf("the socket heard %q", heard)
+		}
+		if status, _, _ := s.browse("GET", "/chat/", ann, ""); status != 303 {
+			t.Errorf("the old session: %d", status)
+		}
+		if status, _, _ := s.browse("GET", "/chat/", s.session("ann"), ""); status != 200 {
+			t.Errorf("a new session: %d", status)
+		}
+		if got, want := s.deeds(), []string{"root|user.signout|ann|"}; !slices.Equal(got, want) {
+			t.Errorf("audit: %q, want %q", got, want)
+		}
+	})
+}
