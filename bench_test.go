@@ -252,7 +252,7 @@ func benchServer(b *testing.B) (*server, string) {
 		b.Fatal(err)
 	}
 	hub = NewHub(0, 0, 0)
-	s, err := newServer(config{guests: true}, store, hub, slog.New(slog.DiscardHandler))
+	s, err := newServer(config{guests: true, trust: "127.0.0.0/8"}, store, hub, slog.New(slog.DiscardHandler))
 	if err != nil {
 		b.Fatal(err)
 	}
