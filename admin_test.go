@@ -435,6 +435,7 @@ func TestAdminInvites(t *testing.T) {
 		synctest.Wait()
 		s.say(lobby, "ann", "for guests too")
 		s.say(other, "ann", "not for guests")
+		s.hub.Publish([]Event{{Kind: KindTyping, Room: lobby}, {Kind: KindTyping, Room: other}}) // in one commit, as it were
 		synctest.Wait()
 		if heard := strings.Join(p.takeHeard(), "\n"); !strings.Contains(heard, "for guests too") || strings.Contains(heard, "not for guests") || strings.Contains(heard, `"room":"other"`) {
 			t.Errorf("the guest heard %s", heard)
