@@ -35,6 +35,9 @@ type User struct {
 	ID   int64
 	Name string
 	Role Role
+	Bot  bool // a program
+
+	Only int64 // the only room it may see, as its token is for no other; 0: no such limit
 
 	// The rest is only in those whom UserByName and SessionUser return, and in no
 	// author of an event.
@@ -51,6 +54,9 @@ var notifyLevels = []string{"all", "mentions", "none"}
 func (u User) gone() bool {
 	return u.Deactivated || !u.Expires.IsZero() && !time.Now().Before(u.Expires)
 }
+
+// limited reports whether there are public rooms that the user may not see.
+func (u User) limited() bool { return u.Confined || u.Only != 0 }
 
 const (
 	hashRounds      = 600_000    // of PBKDF2-SHA-256, about a tenth of a second
@@ -150,7 +156,7 @@ func (s *server) signIn(ctx context.Context, address, name, password string) (Us
 		}
 	}
 	u, encoded, err := s.store.UserByName(ctx, name)
-	if errors.Is(err, ErrNotFound) || err == nil && (encoded == "" || u.gone()) {
+	if errors.Is(err, ErrNotFound) || err == nil && (encoded == "" || u.Bot || u.gone()) {
 		encoded = nobody
 	} else if err != nil {
 		return User{}, err
@@ -171,11 +177,20 @@ type visitor struct {
 	User           // ID 0: nobody is signed in
 	session []byte // hash of the token, if it is by a session
 	proxied bool   // a proxy says who it is
+	token   int64  // id of the token, if it is by one
+	scope   string // what that is good for
 }
 
-// visitor finds who sends a request: whom a proxy says, or else who signed in. No
-// session, or an old one, is no error.
+// visitor finds who sends a request: whose token it shows, or whom a proxy says, or
+// else who signed in. No session, or an old one, is no error, but a bad token is.
 func (s *server) visitor(r *http.Request) (visitor, error) {
+	if secret, shown := bearer(r); shown {
+		v, err := s.store.TokenVisitor(r.Context(), secret)
+		if errors.Is(err, ErrNotFound) {
+			err = refuse(http.StatusUnauthorized, "bad_token")
+		}
+		return v, err
+	}
 	if name := s.proxied(r); name != "" {
 		u, err := s.proxiedUser(r.Context(), name)
 		return visitor{User: u, proxied: true}, err
@@ -220,7 +235,7 @@ func (s *server) proxiedUser(ctx context.Context, said string) (u User, err erro
 	default:
 		u, _, err = s.store.UserByName(ctx, name)
 	}
-	if errors.Is(err, ErrNotFound) || err == nil && (u.Role == RoleGuest || u.gone()) {
+	if errors.Is(err, ErrNotFound) || err == nil && (u.Role == RoleGuest || u.Bot || u.gone()) {
 		err = refuse(http.StatusForbidden, "proxy_unknown")
 	}
 	if err != nil {
@@ -401,7 +416,7 @@ func (s *Store) SpeakingGuest(ctx context.Context, name string) (User, error) {
 	}
 	var owned bool
 	err = s.read.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM sessions WHERE user = ?)", u.ID).Scan(&owned)
-	if err == nil && (owned || u.Role != RoleGuest || u.gone()) {
+	if err == nil && (owned || u.Bot || u.Role != RoleGuest || u.gone()) {
 		err = ErrTaken
 	}
 	return u, err
@@ -414,11 +429,11 @@ func (s *Store) UserByName(ctx context.Context, name string) (u User, encoded st
 }
 
 // userColumns are what scanUser makes a User of. It scans further ones into more.
-const userColumns = "u.id, u.name, u.role, coalesce(u.language, ''), u.notify, coalesce(u.expires, 0), u.deactivated IS NOT NULL, u.confined"
+const userColumns = "u.id, u.name, u.role, u.bot, coalesce(u.language, ''), u.notify, coalesce(u.expires, 0), u.deactivated IS NOT NULL, u.confined"
 
 func scanUser(row *sql.Row, more ...any) (u User, err error) {
 	var expires int64
-	err = row.Scan(append([]any{&u.ID, &u.Name, &u.Role, &u.Language, &u.Notify, &expires, &u.Deactivated, &u.Confined}, more...)...)
+	err = row.Scan(append([]any{&u.ID, &u.Name, &u.Role, &u.Bot, &u.Language, &u.Notify, &expires, &u.Deactivated, &u.Confined}, more...)...)
 	if expires != 0 {
 		u.Expires = time.UnixMilli(expires)
 	}

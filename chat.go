@@ -1,13 +1,9 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"net/http"
-	"strings"
 	"time"
 )
 
@@ -56,15 +52,24 @@ func (s *server) socket(w http.ResponseWriter, r *http.Request, v visitor, m *me
 		s.hub.Dismiss(m.address)
 		return err
 	}
-	m.Conn, m.user, m.session, m.expires, m.language = conn, v.User, v.session, v.Expires, v.language(r)
+	m.Conn, m.user, m.session, m.token, m.expires, m.language = conn, v.User, v.session, v.token, v.Expires, v.language(r)
+	m.deaf, m.mute = !v.may(scopeRead), !v.may(scopePost)
+	if m.dialect.stream {
+		conn.heard.Store(0) // it will say nothing
+		conn.goodbye = func(int, string) []byte { return m.dialect.idle }
+	}
 	m.hold()
 	if err = s.hub.Add(m); err == nil {
 		err = s.checkStill(r, v)
 	}
-	if err == nil && live {
+	if err == nil && live && !m.deaf {
 		m.from, err = s.hub.Join(m)
 	}
-	if err == nil {
+	switch {
+	case err != nil:
+	case m.dialect.stream:
+		_, err = conn.conn.Write(streamHead(w.Header(), m.dialect))
+	default:
 		err = conn.handshake(r, protocolV1)
 	}
 	if err != nil { // it is too late for an answer
@@ -127,6 +132,9 @@ func (s *server) refuse(m *member, err error, cid string) {
 // closed, and the client's cursor is where 3 got to.
 func (s *server) join(m *member) error {
 	defer m.release()
+	if m.deaf {
+		return nil
+	}
 	cursor, err := s.replay(m, m.from, s.hub.Last())
 	if err != nil {
 		return err
@@ -135,14 +143,10 @@ func (s *server) join(m *member) error {
 	if err != nil {
 		return err
 	}
-	if _, err = s.replay(m, cursor, last); err == nil && m.dialect == dialectV1 {
-		m.feed(caughtUp(last))
+	if _, err = s.replay(m, cursor, last); err == nil && m.dialect.caughtUp != nil {
+		m.feed(m.dialect.caughtUp(last))
 	}
 	return err
-}
-
-func caughtUp(last int64) []byte {
-	return appendFrame(nil, opText, encodeJSON(caughtUpFrame{"caught_up", last}))
 }
 
 // joined ends a socket that could not join. It reports whether it could.
@@ -170,7 +174,9 @@ func (s *server) replay(m *member, cursor, last int64) (int64, error) {
 			if !m.feed(m.dialect.frames(page)) {
 				return cursor, errSocketClosing
 			}
-			m.heard.Store(ticks()) // it takes what we write, so it lives
+			if !m.dialect.stream {
+				m.heard.Store(ticks()) // it takes what we write, so it lives
+			}
 		}
 		if !more {
 			return cursor, nil
@@ -182,7 +188,7 @@ func (s *server) replay(m *member, cursor, last int64) (int64, error) {
 // comes to m with all others of its room, or a refusal.
 func (s *server) append(m *member, e Event) error {
 	return s.ask(m, e, func(e Event) {
-		if e.Again && e.ID <= m.from { // it is not in what m gets
+		if m.deaf || e.Again && e.ID <= m.from { // it is not in what m gets
 			m.push(m.dialect.frames([]Event{e}))
 		}
 	})
@@ -256,7 +262,7 @@ func (s *server) hello(m *member, in clientFrame) {
 	f, err := s.welcome(m)
 	if err == nil {
 		m.feed(appendFrame(nil, opText, encodeJSON(f)))
-		if in.Since == nil {
+		if in.Since == nil || m.deaf {
 			err = s.joinLive(m)
 		} else {
 			err = s.catchUp(m, in)
@@ -282,15 +288,27 @@ func (s *server) catchUp(m *member, in clientFrame) (err error) {
 
 // joinLive is join for a client that wants no replay.
 func (s *server) joinLive(m *member) (err error) {
-	defer m.release()
-	if m.from, err = s.hub.Join(m); err == nil {
-		m.feed(caughtUp(m.from))
+	if !m.deaf {
+		m.from, err = s.hub.Join(m)
 	}
+	m.begin()
 	return err
 }
 
+// begin releases the outbox of a member that gets no replay.
+func (m *member) begin() {
+	if m.dialect.caughtUp != nil {
+		m.feed(m.dialect.caughtUp(m.from))
+	}
+	m.release()
+}
+
 func (s *server) welcome(m *member) (f welcomeFrame, err error) {
-	f = welcomeFrame{Type: "welcome", Username: m.user.Name, ID: s.hub.Last(), Rooms: []roomFrame{}}
+	f = welcomeFrame{Type: "welcome", Username: m.user.Name, Rooms: []roomFrame{}}
+	if m.deaf {
+		return f, nil
+	}
+	f.ID = s.hub.Last()
 	rooms, err := s.store.RoomStates(context.Background(), m.user)
 	for _, r := range rooms {
 		f.Rooms = append(f.Rooms, roomFrame{r.Name, r.LastRead, r.Unread, r.Private, r.Topic, r.Archived})
@@ -299,6 +317,9 @@ func (s *server) welcome(m *member) (f welcomeFrame, err error) {
 }
 
 func (s *server) onFrame(m *member, in clientFrame) error {
+	if m.mute {
+		return refuse(http.StatusForbidden, "token_scope")
+	}
 	room, err := s.store.Room(in.Room)
 	if (err != nil || !s.hub.Sees(m.user, room)) && (in.Room != "" || in.needsRoom()) {
 		return refuse(http.StatusNotFound, "unknown_room")
@@ -307,6 +328,7 @@ func (s *server) onFrame(m *member, in clientFrame) error {
 	if err != nil {
 		return err
 	}
+	e.Pushed = m.token != 0 && e.Kind == KindMessage
 	if e.Kind == KindTyping {
 		if s.typing.allow(m.throttleKey()) {
 			s.hub.Publish([]Event{e})
@@ -347,7 +369,7 @@ func (s *server) roomSocket(d *dialect, parse func([]byte) (clientFrame, error))
 		m := &member{dialect: d, room: room.ID, from: since}
 		return s.socket(w, r, v, m, !replay, func(m *member) {
 			if !replay {
-				m.release()
+				m.begin()
 			} else if !s.joined(m, s.join(m)) {
 				return
 			}
@@ -370,6 +392,9 @@ func parseNothing([]byte) (clientFrame, error) {
 
 // say appends a message of m, or of the guest that m says it is.
 func (s *server) say(m *member, room Room, in clientFrame) error {
+	if m.mute {
+		return refuse(http.StatusForbidden, "token_scope")
+	}
 	if err := checkMessage(in.Message); err != nil {
 		return err
 	}
@@ -383,7 +408,7 @@ func (s *server) say(m *member, room Room, in clientFrame) error {
 			return err
 		}
 	}
-	return s.append(m, Event{Kind: KindMessage, Room: room, Author: author, CID: in.CID, Target: in.ReplyTo, Body: in.Message})
+	return s.append(m, Event{Kind: KindMessage, Room: room, Author: author, CID: in.CID, Target: in.ReplyTo, Body: in.Message, Pushed: m.token != 0})
 }
 
 // speakingGuest finds the user for a name that is only said. The last one is
@@ -433,137 +458,12 @@ func (s *server) handleList(w http.ResponseWriter, r *http.Request, v visitor) e
 // beginList begins with the newest messages instead of a replay.
 func (s *server) beginList(m *member) error {
 	defer m.release()
+	if m.deaf {
+		return nil
+	}
 	page, _, err := s.store.Page(context.Background(), m.room, m.from+1, listLength)
 	if err == nil {
 		m.feed(appendFrame(nil, opText, encodeList(page)))
 	}
 	return err
-}
-
-// handlePost takes what a socket takes: a frame of chatd.v1 as JSON, or the form
-// of the composer without JavaScript.
-func (s *server) handlePost(w http.ResponseWriter, r *http.Request, v visitor) error {
-	in, err := readFrame(r)
-	if err != nil {
-		return err
-	}
-	room, err := s.enter(r, v, r.PathValue("room"))
-	if err != nil {
-		return err
-	}
-	e, err := s.post(v, room, in)
-	switch {
-	case wantsJSON(r) && err != nil:
-		return err
-	case wantsJSON(r):
-		writeJSON(w, http.StatusOK, newEventFrame(e))
-	case err != nil:
-		p := problemOf(err)
-		return s.showRoom(w, r, v, room, p.status, page{Error: s.sentence(v.language(r), p), Form: map[string]string{"message": in.Message}})
-	default:
-		s.redirect(w, r, fmt.Sprintf("%s#m%d", roomPath(room.Name), e.ID))
-	}
-	return nil
-}
-
-func readFrame(r *http.Request) (in clientFrame, err error) {
-	if sendsJSON(r) {
-		body, err := io.ReadAll(r.Body)
-		if err != nil {
-			return in, badForm(err)
-		}
-		if in, err = decodeFrame(body); err != nil {
-			return in, err
-		}
-	} else {
-		if err := r.ParseForm(); err != nil {
-			return in, badForm(err)
-		}
-		in.CID = r.PostFormValue("cid")
-		in.Message = strings.ReplaceAll(r.PostFormValue("message"), "\r\n", "\n") // as forms send it
-	}
-	in.Type = cmp.Or(in.Type, string(KindMessage))
-	return in, nil
-}
-
-func (s *server) post(v visitor, room Room, in clientFrame) (Event, error) {
-	if len(in.CID) > maxCID {
-		return Event{}, refuse(http.StatusBadRequest, "bad_cid", maxCID)
-	}
-	e, err := in.event(v.User, room)
-	if err == nil && e.Kind == KindTyping { // nothing to keep
-		err = refuse(http.StatusBadRequest, "unknown_type")
-	}
-	if err == nil {
-		err = s.throttlePost("user "+v.Name, e)
-	}
-	if err != nil {
-		return e, err
-	}
-	return s.store.AppendWait(e)
-}
-
-// history is a page of messages, oldest first.
-type history struct {
-	Messages []historyFrame `json:"messages"`
-	Older    int64          `json:"older"` // 0, or the before= of the next page
-}
-
-type historyFrame struct {
-	eventFrame
-	Reactions map[string][]string `json:"reactions,omitempty"` // names by emoji
-}
-
-func (s *server) sendHistory(w http.ResponseWriter, r *http.Request, room Room) error {
-	before, _, err := numberOf(r, "before")
-	if err != nil {
-		return err
-	}
-	events, more, err := s.store.Page(r.Context(), room.ID, before, historyPage)
-	if err != nil {
-		return err
-	}
-	reactions, err := s.store.Reactions(r.Context(), events)
-	if err != nil {
-		return err
-	}
-	h := history{Messages: []historyFrame{}}
-	for _, e := range events {
-		h.Messages = append(h.Messages, historyFrame{newEventFrame(e), reactions[e.ID]})
-	}
-	if more {
-		h.Older = events[0].ID
-	}
-	writeJSON(w, http.StatusOK, h)
-	return nil
-}
-
-// missed is a page of the log, oldest first.
-type missed struct {
-	Events []eventFrame `json:"events"`
-	ID     int64        `json:"id"`   // the since= of the next page
-	More   bool         `json:"more"` // there may be one already
-}
-
-// sendMissed is what a socket replays, for those who have none.
-func (s *server) sendMissed(w http.ResponseWriter, r *http.Request, v visitor, room Room) error {
-	since, _, err := numberOf(r, "since")
-	if err != nil {
-		return err
-	}
-	last := s.hub.Last() // a socket that goes on from here gets what is published later
-	events, more, err := s.store.Since(r.Context(), v.User, room.ID, since, replayPage)
-	if err != nil {
-		return err
-	}
-	answer := missed{Events: []eventFrame{}, ID: since, More: more}
-	for _, e := range events {
-		if e.ID > last {
-			break
-		}
-		answer.Events = append(answer.Events, newEventFrame(e))
-		answer.ID = e.ID
-	}
-	writeJSON(w, http.StatusOK, answer)
-	return nil
 }

@@ -241,8 +241,16 @@ func (s *testServer) session(name string) string {
 func (s *testServer) dial(path, cookie string) *peer {
 	s.t.Helper()
 	p := &peer{t: s.t, conn: s.listener.dial()}
-	p.handshake(path, "Cookie: "+cookie)
+	p.handshake(path, credential(cookie)+": "+cookie)
 	return p
+}
+
+// credential is the header for a cookie, or a token with Bearer before it.
+func credential(secret string) string {
+	if strings.HasPrefix(secret, "Bearer ") {
+		return "Authorization"
+	}
+	return "Cookie"
 }
 
 type memoryListener struct {

@@ -64,7 +64,8 @@ type handler func(w http.ResponseWriter, r *http.Request, v visitor) error
 
 func (s *server) routes() http.Handler {
 	mux := http.NewServeMux()
-	handle := func(pattern string, h handler) { mux.Handle(pattern, s.handler(h)) }
+	handle := func(pattern string, h handler) { mux.Handle(pattern, s.handler(noToken(h))) }
+	tokened := func(pattern, scope string, h handler) { mux.Handle(pattern, s.handler(scoped(scope, h))) }
 	handle("GET /{$}", s.handleRoot)
 	mux.HandleFunc("GET /static/{file}", s.handleAsset)
 	handle("GET /setup", s.handleSetUpPage)
@@ -82,9 +83,9 @@ func (s *server) routes() http.Handler {
 	handle("POST /account/password", s.signedIn(s.handlePassword))
 	handle("POST /account/sessions", s.signedIn(s.handleSessions))
 	handle("POST /account/settings", s.signedIn(s.handleSettings))
-	handle("GET /chat/{$}", s.handleRoomsOrSocket)
-	handle("GET /chat/{room}/{$}", s.signedIn(s.handleRoom))
-	handle("POST /chat/{room}/{$}", s.signedIn(s.handlePost))
+	tokened("GET /chat/{$}", "", s.handleRoomsOrSocket)
+	tokened("GET /chat/{room}/{$}", scopeRead, s.signedIn(s.handleRoom))
+	tokened("POST /chat/{room}/{$}", scopePost, s.signedIn(s.handlePost))
 	handle("POST /chat/{$}", s.signedIn(s.handleCreateRoom))
 	handle("GET /chat/{room}/about/{$}", s.signedIn(s.handleAbout))
 	handle("POST /chat/{room}/about/{$}", s.signedIn(s.handleChangeRoom))
@@ -100,11 +101,11 @@ func (s *server) routes() http.Handler {
 	handle("GET /admin/audit/{$}", s.adminOnly(s.handleAudit))
 
 	// chatd.v1, and the formats of the tutorials' pages.
-	handle("GET /ws", s.handleV1)
-	handle("GET /ws/chat/{room}/{$}", s.roomSocket(dialectChat, decodeFrame))
-	handle("GET /ws/push/{room}", s.roomSocket(dialectPush, parseNothing))
-	handle("GET /ws/{room}/{$}", s.roomSocket(dialectPlain, parsePlain))
-	handle("GET /room/{room}/{$}", s.roomSocket(dialectPlain, parsePlain))
+	tokened("GET /ws", "", s.handleV1)
+	tokened("GET /ws/chat/{room}/{$}", "", s.roomSocket(dialectChat, decodeFrame))
+	tokened("GET /ws/push/{room}", scopeRead, s.roomSocket(dialectPush, parseNothing))
+	tokened("GET /ws/{room}/{$}", "", s.roomSocket(dialectPlain, parsePlain))
+	tokened("GET /room/{room}/{$}", "", s.roomSocket(dialectPlain, parsePlain))
 	handle("GET /", func(http.ResponseWriter, *http.Request, visitor) error { return ErrNotFound })
 
 	protected := http.NewCrossOriginProtection()
@@ -141,13 +142,33 @@ func (s *server) handler(h handler) http.Handler {
 	})
 }
 
+// noToken is for what only people may do.
+func noToken(h handler) handler {
+	return func(w http.ResponseWriter, r *http.Request, v visitor) error {
+		if v.token != 0 {
+			return refuse(http.StatusForbidden, "token_scope")
+		}
+		return h(w, r, v)
+	}
+}
+
+// scoped lets those with a token in if it is good for scope; with "" h decides.
+func scoped(scope string, h handler) handler {
+	return func(w http.ResponseWriter, r *http.Request, v visitor) error {
+		if scope != "" && !v.may(scope) {
+			return refuse(http.StatusForbidden, "token_scope")
+		}
+		return h(w, r, v)
+	}
+}
+
 // signedIn sends visitors without a session to the login page and back.
 func (s *server) signedIn(h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request, v visitor) error {
 		switch {
 		case v.ID != 0:
 			return h(w, r, v)
-		case r.Method != http.MethodGet || wantsJSON(r):
+		case r.Method != http.MethodGet || !wantsPage(r):
 			return refuse(http.StatusUnauthorized, "sign_in")
 		}
 		s.redirect(w, r, "/login/?next="+url.QueryEscape(r.URL.RequestURI()))
@@ -162,14 +183,20 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, v visitor, err err
 	}
 	p := problemOf(err)
 	s.complain(p, "request", "pattern", r.Pattern, "err", err)
+	switch p.status {
+	case http.StatusUnauthorized:
+		w.Header().Set("WWW-Authenticate", "Bearer") // RFC 6750 §3
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		w.Header().Set("Retry-After", "1")
+	}
 	sentence := s.sentence(v.language(r), p)
 	switch {
 	case wantsSocket(r) || p.status == http.StatusUpgradeRequired:
 		http.Error(w, sentence, p.status)
-	case wantsJSON(r):
-		writeJSON(w, p.status, problemFrame{"error", p.code, "", sentence})
-	default:
+	case wantsPage(r):
 		s.render(w, r, v, p.status, "error.html", page{Error: sentence})
+	default:
+		writeJSON(w, p.status, problemFrame{"error", p.code, "", sentence})
 	}
 }
 
@@ -184,14 +211,6 @@ func (s *server) complain(p *problem, what string, args ...any) {
 // sentence puts a problem into words.
 func (s *server) sentence(lang string, p *problem) string {
 	return s.words[lang].text("error."+p.code, p.args...)
-}
-
-func wantsJSON(r *http.Request) bool {
-	return strings.Contains(r.Header.Get("Accept"), "application/json") || sendsJSON(r)
-}
-
-func sendsJSON(r *http.Request) bool {
-	return strings.HasPrefix(r.Header.Get("Content-Type"), "application/json")
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {
@@ -442,7 +461,7 @@ func (s *server) handleRoomsOrSocket(w http.ResponseWriter, r *http.Request, v v
 	if wantsSocket(r) {
 		return s.handleList(w, r, v)
 	}
-	return s.signedIn(s.handleRooms)(w, r, v)
+	return noToken(s.signedIn(s.handleRooms))(w, r, v)
 }
 
 func (s *server) handleRooms(w http.ResponseWriter, r *http.Request, v visitor) error {
@@ -471,13 +490,15 @@ func (s *server) handleRoom(w http.ResponseWriter, r *http.Request, v visitor) e
 		s.redirect(w, r, roomPath(room.Name)+query(r))
 		return nil
 	}
-	switch {
-	case wantsJSON(r) && r.FormValue("since") != "":
+	switch d := streamOf(r, v); {
+	case d != nil:
+		return s.stream(w, r, v, room, d)
+	case wantsPage(r):
+		return s.showRoom(w, r, v, room, http.StatusOK, page{})
+	case r.FormValue("since") != "":
 		return s.sendMissed(w, r, v, room)
-	case wantsJSON(r):
-		return s.sendHistory(w, r, room)
 	}
-	return s.showRoom(w, r, v, room, http.StatusOK, page{})
+	return s.sendHistory(w, r, room)
 }
 
 func query(r *http.Request) string {
@@ -523,6 +544,10 @@ func numberOf(r *http.Request, name string) (n int64, given bool, err error) {
 	if text == "" {
 		return math.MaxInt64, false, nil
 	}
+	return parseID(text)
+}
+
+func parseID(text string) (n int64, given bool, err error) {
 	n, err = strconv.ParseInt(text, 10, 64)
 	if err != nil || n < 0 {
 		return 0, true, refuse(http.StatusBadRequest, "bad_request")

@@ -28,7 +28,8 @@ func (s *testServer) browse(method, path, cookie, body string, headers ...string
 	if body != "" {
 		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	}
-	r.Header.Set("Cookie", cookie)
+	r.Header.Set(credential(cookie), cookie)
+	r.Header.Set("Accept", "text/html")
 	for _, h := range headers {
 		name, value, _ := strings.Cut(h, ": ")
 		r.Header.Set(name, value)

@@ -25,6 +25,9 @@ type member struct {
 	*Conn
 	user    User      // ID 0: a visitor who has not said a name
 	session []byte    // hash of the session that it signed in with, if any
+	token   int64     // id of the token that it showed, or 0
+	deaf    bool      // its token is not good for reading: it is in no room
+	mute    bool      // its token is not good for posting
 	expires time.Time // when the user has to leave; zero: never
 	room    int64     // or followsRooms
 	from    int64     // the stream of events that it gets begins after this id
@@ -287,19 +290,19 @@ func (h *Hub) Sees(u User, r Room) bool {
 }
 
 func (h *Hub) sees(u User, r Room) bool {
-	return !r.Private && !u.Confined || h.insiders[r.ID][u.ID]
+	return (u.Only == 0 || u.Only == r.ID) && (!r.Private && !u.Confined || h.insiders[r.ID][u.ID])
 }
 
 // deliver encodes events, of public rooms or of one private one, once per dialect
 // in use, all of them into one slice that the members' outboxes share. Only those
-// who are confined to some rooms may need another.
+// who are limited to some rooms may need another.
 func (h *Hub) deliver(members []*member, events []Event) {
 	if len(events) == 0 || len(members) == 0 {
 		return
 	}
 	frames := make(map[*dialect][]byte, 1)
 	for _, m := range members {
-		if m.user.Confined {
+		if m.user.limited() {
 			m.push(m.dialect.frames(slices.DeleteFunc(slices.Clone(events), func(e Event) bool { return !h.sees(m.user, e.Room) })))
 			continue
 		}
@@ -411,6 +414,8 @@ func (h *Hub) sweep(slot int) {
 			m.conn.Close()
 		case !m.expires.IsZero() && !clock.Before(m.expires):
 			h.drop(m)
+		case m.slot == slot && m.dialect.stream:
+			m.push(m.dialect.idle)
 		case m.slot == slot:
 			m.push(ping)
 		}

@@ -68,7 +68,7 @@ func (s *Store) CreateInvite(in Invite, ttl time.Duration) (token string, err er
 		var creator User
 		err := w.queryRow(`
 			INSERT INTO invites (hash, kind, role, user, room, creator, created, expires, uses) VALUES (?1, ?2, ?3,
-				(SELECT id FROM users WHERE key = ?4 AND ?2 = 'reset' AND role != 'guest' AND deactivated IS NULL),
+				(SELECT id FROM users WHERE key = ?4 AND ?2 = 'reset' AND role != 'guest' AND NOT bot AND deactivated IS NULL),
 				(SELECT id FROM rooms WHERE key = ?5 AND ?2 = 'guest'),
 				(SELECT id FROM users WHERE key = ?6), ?7, ?8, ?9)
 			RETURNING (user IS NOT NULL) = (kind = 'reset') AND (room IS NOT NULL) = (kind = 'guest') AND (creator IS NOT NULL) = (?6 != ''), coalesce(creator, 0)`,

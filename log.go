@@ -39,6 +39,7 @@ type Event struct {
 
 	Edited  bool // message: Body is not what was first said
 	Deleted bool // message or edit: Body is gone
+	Pushed  bool // message: a program said it
 	Again   bool // a retried send: this is the row that the first try made
 }
 
@@ -141,7 +142,7 @@ func (w *writer) append(e *Event, former string) error {
 	if e.Kind != KindDelete { // else an empty text breaks the table's rule
 		body = e.Body
 	}
-	r, err := w.insert.Exec(string(e.Kind), e.Room.ID, e.Author.ID, orNull(e.CID), e.Time.UnixMilli(), orNull(e.Target), body, orNull(former))
+	r, err := w.insert.Exec(string(e.Kind), e.Room.ID, e.Author.ID, orNull(e.CID), e.Time.UnixMilli(), orNull(e.Target), body, orNull(former), e.Pushed)
 	if err != nil {
 		return err
 	}
@@ -193,7 +194,7 @@ func orNull[T comparable](v T) any {
 
 // selectEvents begins every query for events; scanEvent reads its rows.
 const selectEvents = `
-	SELECT l.id, l.kind, u.id, u.name, u.role, l.cid, l.time, l.target, l.body, l.edited IS NOT NULL, ` + roomColumns + `
+	SELECT l.id, l.kind, u.id, u.name, u.role, u.bot, l.cid, l.time, l.target, l.body, l.edited IS NOT NULL, l.pushed, ` + roomColumns + `
 	FROM log l JOIN rooms r ON r.id = l.room JOIN users u ON u.id = l.author `
 
 func scanEvent(row interface{ Scan(...any) error }) (Event, error) {
@@ -201,7 +202,7 @@ func scanEvent(row interface{ Scan(...any) error }) (Event, error) {
 	var at int64
 	var target sql.Null[int64]
 	var cid, body sql.NullString
-	err := row.Scan(append([]any{&e.ID, &e.Kind, &e.Author.ID, &e.Author.Name, &e.Author.Role, &cid, &at, &target, &body, &e.Edited}, e.Room.columns()...)...)
+	err := row.Scan(append([]any{&e.ID, &e.Kind, &e.Author.ID, &e.Author.Name, &e.Author.Role, &e.Author.Bot, &cid, &at, &target, &body, &e.Edited, &e.Pushed}, e.Room.columns()...)...)
 	e.CID, e.Target, e.Body = cid.String, target.V, body.String
 	e.Time = time.UnixMilli(at).UTC()
 	e.Deleted = !body.Valid && e.Kind != KindDelete

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -52,8 +53,9 @@ var requests = map[string]string{
 	"GET /":                       "/nothing/here",
 }
 
-// whoAsks are the columns of the matrix.
-var whoAsks = []string{"anonymous", "guest", "outsider", "member", "admin", "deactivated", "signedout"}
+// whoAsks are the columns of the matrix. The last ones are tokens of the member: one
+// for everything, for reading, for posting, for another room, and one that is revoked.
+var whoAsks = []string{"anonymous", "guest", "outsider", "member", "admin", "deactivated", "signedout", "token", "reading", "posting", "elsewhere", "revoked"}
 
 // frames are what a socket may send about the private room; message 1 is in it.
 var frames = []string{
@@ -131,7 +133,7 @@ func routePatterns(t *testing.T) (patterns []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, m := range regexp.MustCompile(`\t(?:handle|mux\.HandleFunc)\("([^"]+)"`).FindAllSubmatch(source, -1) {
+	for _, m := range regexp.MustCompile(`\t(?:handle|tokened|mux\.HandleFunc)\("([^"]+)"`).FindAllSubmatch(source, -1) {
 		patterns = append(patterns, string(m[1]))
 	}
 	return patterns
@@ -141,7 +143,7 @@ func routePatterns(t *testing.T) (patterns []string) {
 func (s *testServer) withCast() *testServer {
 	s.t.Helper()
 	s.room("lobby")
-	for _, who := range whoAsks[1:] {
+	for _, who := range whoAsks[1:7] {
 		s.session(who)
 	}
 	for _, change := range []string{
@@ -150,6 +152,30 @@ func (s *testServer) withCast() *testServer {
 		"DELETE FROM sessions WHERE user = (SELECT id FROM users WHERE name = 'signedout')",
 	} {
 		if err := s.store.update(func(w *writer) error { return w.exec(change) }); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	lobby, err := s.store.Room("lobby")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, who := range whoAsks[7:] {
+		scope, room, revoked := scopeBoth, any(nil), any(nil)
+		switch who {
+		case "reading":
+			scope = scopeRead
+		case "posting":
+			scope = scopePost
+		case "elsewhere":
+			room = lobby.ID
+		case "revoked":
+			revoked = 1
+		}
+		err := s.store.update(func(w *writer) error {
+			return w.exec("INSERT INTO tokens (hash, user, room, scope, label, created, revoked) VALUES (?, (SELECT id FROM users WHERE name = 'member'), ?, ?, '', 0, ?)",
+				hashToken("token-of-"+who), room, scope, revoked)
+		})
+		if err != nil {
 			s.t.Fatal(err)
 		}
 	}
@@ -163,8 +189,13 @@ func (s *testServer) withCast() *testServer {
 	return s
 }
 
-// cookie is that of a session, whether or not there is one.
-func (s *testServer) cookie(who string) string { return sessionCookie + "=token-of-" + who }
+// cookie is that of a session, whether or not there is one, or a token.
+func (s *testServer) cookie(who string) string {
+	if slices.Contains(whoAsks[7:], who) {
+		return "Bearer token-of-" + who
+	}
+	return sessionCookie + "=token-of-" + who
+}
 
 // outcomeOf sends one frame after the hello, and says what came of it.
 func (s *testServer) outcomeOf(who, frame string) string {

@@ -63,6 +63,60 @@ CREATE TABLE audit (
 ) STRICT;
 CREATE TRIGGER audit_no_update BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+`, `
+ALTER TABLE users ADD COLUMN bot INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE log ADD COLUMN pushed INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE tokens (
+  id      INTEGER PRIMARY KEY,
+  hash    BLOB NOT NULL UNIQUE,
+  user    INTEGER NOT NULL REFERENCES users,
+  room    INTEGER REFERENCES rooms,
+  scope   TEXT NOT NULL CHECK (scope IN ('read', 'post', 'both')),
+  label   TEXT NOT NULL CHECK (octet_length(label) <= 256),
+  creator INTEGER REFERENCES users,
+  created INTEGER NOT NULL,
+  expires INTEGER,
+  used    INTEGER,
+  revoked INTEGER
+) STRICT;
+CREATE INDEX tokens_by_user ON tokens (user);
+CREATE TABLE pushes (
+  id      INTEGER PRIMARY KEY AUTOINCREMENT,
+  room    INTEGER NOT NULL REFERENCES rooms,
+  user    INTEGER NOT NULL REFERENCES users,
+  text    TEXT NOT NULL CHECK (octet_length(text) BETWEEN 1 AND 8192),
+  every   INTEGER NOT NULL,
+  times   INTEGER NOT NULL,
+  done    INTEGER NOT NULL DEFAULT 0,
+  started INTEGER NOT NULL,
+  ended   INTEGER
+) STRICT;
+CREATE INDEX pushes_by_room ON pushes (room);
+CREATE TABLE hooks (
+  id       INTEGER PRIMARY KEY AUTOINCREMENT,
+  room     INTEGER NOT NULL REFERENCES rooms,
+  bot      INTEGER NOT NULL REFERENCES users,
+  url      TEXT NOT NULL,
+  secret   BLOB NOT NULL,
+  mention  INTEGER NOT NULL,
+  creator  INTEGER REFERENCES users,
+  created  INTEGER NOT NULL,
+  cursor   INTEGER NOT NULL,
+  failures INTEGER NOT NULL DEFAULT 0,
+  due      INTEGER NOT NULL DEFAULT 0,
+  removed  INTEGER
+) STRICT;
+CREATE TABLE deliveries (
+  id      INTEGER PRIMARY KEY,
+  hook    INTEGER NOT NULL REFERENCES hooks,
+  event   INTEGER NOT NULL REFERENCES log,
+  time    INTEGER NOT NULL,
+  took    INTEGER NOT NULL,
+  status  INTEGER NOT NULL,
+  error   TEXT NOT NULL,
+  reply   INTEGER REFERENCES log
+) STRICT;
+CREATE INDEX deliveries_by_hook ON deliveries (hook);
 `}
 
 // migrate brings the database to version len(steps)+1, all or nothing. It keeps

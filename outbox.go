@@ -12,9 +12,10 @@ import (
 // goroutine writes, and only while there is something to write.
 type outbox struct {
 	conn    net.Conn
-	most    int            // bytes that may be pending
-	writers sync.WaitGroup // drain, while it runs
-	writing atomic.Int64   // ticks since when a write has not returned, else 0
+	most    int                                  // bytes that may be pending
+	goodbye func(code int, reason string) []byte // the last frame
+	writers sync.WaitGroup                       // drain, while it runs
+	writing atomic.Int64                         // ticks since when a write has not returned, else 0
 
 	mu      sync.Mutex // guards the rest
 	pending net.Buffers
@@ -58,7 +59,7 @@ func (o *outbox) close(code int, reason string) {
 
 // end needs o.mu.
 func (o *outbox) end(code int, reason string) {
-	o.pending, o.closing = append(o.pending, closeFrame(code, reason)), true
+	o.pending, o.closing = append(o.pending, o.goodbye(code, reason)), true
 	o.wake()
 }
 

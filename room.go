@@ -37,13 +37,17 @@ func (u User) sees() string {
 	if u.Confined {
 		public = ""
 	}
-	return fmt.Sprintf("(%sEXISTS (SELECT 1 FROM members WHERE room = r.id AND user = %d))", public, u.ID)
+	only := ""
+	if u.Only != 0 {
+		only = fmt.Sprintf("r.id = %d AND ", u.Only)
+	}
+	return fmt.Sprintf("(%s(%sEXISTS (SELECT 1 FROM members WHERE room = r.id AND user = %d)))", only, public, u.ID)
 }
 
 // checkRoom fails unless e's author may speak in e's room. Public rooms cost no
 // query: they stay public.
 func (w *writer) checkRoom(e *Event) error {
-	if e.Room.Private || e.Author.Confined {
+	if e.Room.Private || e.Author.limited() {
 		err := w.queryRow("SELECT 1 FROM rooms r WHERE r.id = ? AND "+e.Author.sees(), e.Room.ID).Scan(new(int))
 		if errors.Is(err, sql.ErrNoRows) {
 			return ErrNotFound
@@ -328,7 +332,7 @@ func (s *server) enter(r *http.Request, v visitor, name string) (Room, error) {
 	}
 	room, err := s.store.Room(name)
 	switch {
-	case err == nil && !s.hub.Sees(v.User, room), err != nil && v.Confined:
+	case err == nil && !s.hub.Sees(v.User, room), err != nil && (v.limited() || !v.may(scopePost)):
 		return Room{}, ErrNotFound
 	case !errors.Is(err, ErrNotFound):
 		return room, err

@@ -14,7 +14,8 @@ CREATE TABLE users (
   confined INTEGER NOT NULL DEFAULT 0, -- 1: sees only the rooms that it is a member of, not the public ones
   expires  INTEGER,              -- when a guest of a link has to leave
   language TEXT,                 -- of the pages; NULL: as the browser says
-  notify   TEXT NOT NULL DEFAULT 'mentions' CHECK (notify IN ('all', 'mentions', 'none'))
+  notify   TEXT NOT NULL DEFAULT 'mentions' CHECK (notify IN ('all', 'mentions', 'none')),
+  bot      INTEGER NOT NULL DEFAULT 0 -- 1: a program, which comes in by its tokens only
 ) STRICT;
 
 CREATE TABLE sessions (
@@ -99,7 +100,8 @@ CREATE TABLE log (
   target INTEGER,                -- the message edited, deleted, reacted to; or, in a message, replied to
   body   TEXT CHECK (octet_length(body) BETWEEN 1 AND 8192), -- text or emoji; NULL once deleted
   former TEXT,                   -- edit: the text before
-  edited INTEGER                 -- message: when body was last changed
+  edited INTEGER,                -- message: when body was last changed
+  pushed INTEGER NOT NULL DEFAULT 0 -- message: 1 if a program said it, by a token or a timed push
 ) STRICT;
 -- Clients' ids grow with time, so cid first keeps inserts at the index's end.
 CREATE UNIQUE INDEX log_retry ON log (cid, author) WHERE cid IS NOT NULL;
@@ -123,3 +125,62 @@ CREATE TABLE reads (
   last_read_id INTEGER NOT NULL,
   PRIMARY KEY (user, room)
 ) STRICT, WITHOUT ROWID;
+
+-- What lets scripts in.
+CREATE TABLE tokens (
+  id      INTEGER PRIMARY KEY,
+  hash    BLOB NOT NULL UNIQUE,  -- SHA-256 of the token
+  user    INTEGER NOT NULL REFERENCES users, -- who speaks by it: a person or a bot
+  room    INTEGER REFERENCES rooms, -- the only one that it is for; NULL: all that the user sees
+  scope   TEXT NOT NULL CHECK (scope IN ('read', 'post', 'both')),
+  label   TEXT NOT NULL CHECK (octet_length(label) <= 256),
+  creator INTEGER REFERENCES users, -- NULL: from the command line
+  created INTEGER NOT NULL,
+  expires INTEGER,               -- NULL: never
+  used    INTEGER,               -- last, to within a minute
+  revoked INTEGER                -- when
+) STRICT;
+CREATE INDEX tokens_by_user ON tokens (user);
+
+-- Texts that are said again and again.
+CREATE TABLE pushes (
+  id      INTEGER PRIMARY KEY AUTOINCREMENT, -- is in the cids of what it said, so never given twice
+  room    INTEGER NOT NULL REFERENCES rooms,
+  user    INTEGER NOT NULL REFERENCES users, -- who started it, and in whose name it speaks
+  text    TEXT NOT NULL CHECK (octet_length(text) BETWEEN 1 AND 8192), -- with {time} and {room} still in it
+  every   INTEGER NOT NULL,      -- milliseconds
+  times   INTEGER NOT NULL,      -- in all
+  done    INTEGER NOT NULL DEFAULT 0,
+  started INTEGER NOT NULL,
+  ended   INTEGER                -- when: it was done, or stopped
+) STRICT;
+CREATE INDEX pushes_by_room ON pushes (room);
+
+-- Addresses that are told what is said in a room. Each is a client with a cursor.
+CREATE TABLE hooks (
+  id       INTEGER PRIMARY KEY AUTOINCREMENT, -- is in the cids of its answers, so never given twice
+  room     INTEGER NOT NULL REFERENCES rooms,
+  bot      INTEGER NOT NULL REFERENCES users, -- posts the answers
+  url      TEXT NOT NULL,
+  secret   BLOB NOT NULL,        -- key of the signature; who signs has to have it
+  mention  INTEGER NOT NULL,     -- 1: is told only what names the bot
+  creator  INTEGER REFERENCES users,
+  created  INTEGER NOT NULL,
+  cursor   INTEGER NOT NULL,     -- of the log: up to here all is delivered or given up
+  failures INTEGER NOT NULL DEFAULT 0, -- since the last success
+  due      INTEGER NOT NULL DEFAULT 0, -- no try before
+  removed  INTEGER               -- when
+) STRICT;
+
+-- What came of the newest tries to tell them.
+CREATE TABLE deliveries (
+  id      INTEGER PRIMARY KEY,
+  hook    INTEGER NOT NULL REFERENCES hooks,
+  event   INTEGER NOT NULL REFERENCES log,
+  time    INTEGER NOT NULL,
+  took    INTEGER NOT NULL,      -- milliseconds
+  status  INTEGER NOT NULL,      -- of HTTP; 0: there was no answer
+  error   TEXT NOT NULL,         -- '': delivered
+  reply   INTEGER REFERENCES log -- the message that the answer became
+) STRICT;
+CREATE INDEX deliveries_by_hook ON deliveries (hook);

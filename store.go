@@ -141,7 +141,7 @@ func (s *Store) Append(e Event, done func(Event, error)) error {
 		return fmt.Errorf("append: %q is not an event that is kept", e.Kind)
 	}
 	a := e.Author
-	e.Author = User{ID: a.ID, Name: a.Name, Role: a.Role, Confined: a.Confined} // others get it; the settings are nobody else's
+	e.Author = User{ID: a.ID, Name: a.Name, Role: a.Role, Bot: a.Bot, Only: a.Only, Confined: a.Confined} // others get it; the settings are nobody else's
 	return s.enqueue(&job{event: e, apply: apply, done: done})
 }
 
@@ -249,7 +249,7 @@ func newWriter(db *sql.DB) (*writer, error) {
 		return nil, err
 	}
 	insert, err := conn.PrepareContext(context.Background(), `
-		INSERT INTO log (kind, room, author, cid, time, target, body, former) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+		INSERT INTO log (kind, room, author, cid, time, target, body, former, pushed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (cid, author) WHERE cid IS NOT NULL DO NOTHING`)
 	if err != nil {
 		return nil, err

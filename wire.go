@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -65,15 +66,24 @@ func problemOf(err error) *problem {
 // A dialect is what one kind of socket speaks: how events look in it, and how
 // it is told that something it sent was refused.
 type dialect struct {
-	encode func(Event) []byte // nil: this dialect does not show the event
-	refuse func(p *problem, sentence, cid string) []byte
+	encode   func(Event) []byte // nil: this dialect does not show the event
+	refuse   func(p *problem, sentence, cid string) []byte
+	caughtUp func(id int64) []byte // what says that everything up to id has been sent; nil: nothing
+
+	stream      bool   // not of a socket: what encode returns is the body of an HTTP response
+	idle        []byte // says nothing, and shows that the stream is alive
+	contentType string
 }
 
-// frames returns events as WebSocket frames, one after the other.
+// frames returns events as they go over the wire, one after the other.
 func (d *dialect) frames(events []Event) []byte {
 	var frames []byte
 	for _, e := range events {
-		if payload := d.encode(e); payload != nil {
+		switch payload := d.encode(e); {
+		case payload == nil:
+		case d.stream:
+			frames = append(frames, payload...)
+		default:
 			frames = appendFrame(frames, opText, payload)
 		}
 	}
@@ -82,12 +92,14 @@ func (d *dialect) frames(events []Event) []byte {
 
 var (
 	// dialectV1 is chatd.v1, the one that shows everything.
-	dialectV1 = &dialect{encode: func(e Event) []byte { return encodeJSON(newEventFrame(e)) }, refuse: refuseJSON}
+	dialectV1 = &dialect{
+		encode:   func(e Event) []byte { return encodeJSON(newEventFrame(e)) },
+		refuse:   refuseJSON,
+		caughtUp: func(id int64) []byte { return appendFrame(nil, opText, encodeJSON(caughtUpFrame{"caught_up", id})) },
+	}
 
 	// dialectChat is the tutorials' /ws/chat/{room}/: messages and nothing else.
-	dialectChat = &dialect{encode: messagesOnly(func(e Event) []byte {
-		return encodeJSON(chatFrame{e.Body, e.Author.Name, e.ID, e.Room.Name, timestamp(e.Time)})
-	}), refuse: refuseJSON}
+	dialectChat = &dialect{encode: messagesOnly(encodeChat), refuse: refuseJSON}
 
 	// dialectPlain is the tutorials' /ws/{group}/: the text itself.
 	dialectPlain = &dialect{
@@ -98,9 +110,13 @@ var (
 	// dialectList is the tutorials' /chat/: lists of messages.
 	dialectList = &dialect{encode: messagesOnly(func(e Event) []byte { return encodeList([]Event{e}) }), refuse: refuseJSON}
 
-	// dialectPush is the tutorials' /ws/push/{room}: what is pushed to the room,
-	// which chat messages are not.
-	dialectPush = &dialect{encode: func(Event) []byte { return nil }, refuse: refuseJSON}
+	// dialectPush is the tutorials' /ws/push/{room}: only what programs say.
+	dialectPush = &dialect{encode: messagesOnly(func(e Event) []byte {
+		if !e.Pushed {
+			return nil
+		}
+		return encodeChat(e)
+	}), refuse: refuseJSON}
 )
 
 func messagesOnly(encode func(Event) []byte) func(Event) []byte {
@@ -120,6 +136,7 @@ type eventFrame struct {
 	Room     string `json:"room,omitempty"`
 	Username string `json:"username,omitempty"`
 	Guest    bool   `json:"guest,omitempty"`
+	Bot      bool   `json:"bot,omitempty"`
 	Message  string `json:"message,omitempty"`
 	Emoji    string `json:"emoji,omitempty"`
 	On       *bool  `json:"on,omitempty"`
@@ -128,6 +145,7 @@ type eventFrame struct {
 	ReplyTo  int64  `json:"reply_to,omitempty"`
 	Edited   bool   `json:"edited,omitempty"`
 	Deleted  bool   `json:"deleted,omitempty"`
+	Pushed   bool   `json:"pushed,omitempty"`
 	Former   string `json:"former,omitempty"` // room: its name until now
 	Private  bool   `json:"private,omitempty"`
 	Topic    string `json:"topic,omitempty"`
@@ -137,11 +155,11 @@ type eventFrame struct {
 func newEventFrame(e Event) eventFrame {
 	f := eventFrame{
 		Type: string(e.Kind), ID: e.ID, Target: e.Target, Room: e.Room.Name, Username: e.Author.Name,
-		Guest: e.Author.Role == RoleGuest, Time: timestamp(e.Time), CID: e.CID,
+		Guest: e.Author.Role == RoleGuest, Bot: e.Author.Bot, Time: timestamp(e.Time), CID: e.CID,
 	}
 	switch e.Kind {
 	case KindMessage:
-		f.Message, f.Edited, f.Deleted = e.Body, e.Edited, e.Deleted
+		f.Message, f.Edited, f.Deleted, f.Pushed = e.Body, e.Edited, e.Deleted, e.Pushed
 		f.Target, f.ReplyTo = 0, e.Target
 	case KindEdit:
 		f.Message, f.Deleted = e.Body, e.Deleted
@@ -215,6 +233,10 @@ type chatFrame struct {
 	Time     string `json:"time"`
 }
 
+func encodeChat(e Event) []byte {
+	return encodeJSON(chatFrame{e.Body, e.Author.Name, e.ID, e.Room.Name, timestamp(e.Time)})
+}
+
 type listFrame struct {
 	Command  string      `json:"command"` // messages
 	Messages []listEntry `json:"messages"`
@@ -254,6 +276,7 @@ type clientFrame struct {
 	Room     string `json:"room"`
 	CID      string `json:"cid"`
 	Message  string `json:"message"`
+	Text     string `json:"text"` // the same, as Slack calls it
 	ReplyTo  int64  `json:"reply_to"`
 	ID       int64  `json:"id"`
 	Emoji    string `json:"emoji"`
@@ -271,6 +294,7 @@ func decodeFrame(msg []byte) (f clientFrame, err error) {
 	if err != nil {
 		return f, refuse(400, "bad_json")
 	}
+	f.Message = cmp.Or(f.Message, f.Text)
 	if len(f.CID) > maxCID {
 		f.CID = ""
 		return f, refuse(400, "bad_cid", maxCID)
