@@ -125,12 +125,33 @@ func (s *stage) act(who, what string) {
 		p = s.server.dial(arg, cookie)
 		s.peers[who] = p
 		go p.listen()
-	case verb == "get" || verb == "post" || verb == "form":
+	case verb == "stream":
+		if p != nil {
+			p.conn.Close()
+			synctest.Wait()
+		} else {
+			s.names = append(s.names, who)
+		}
+		path, headers, _ := strings.Cut(arg, " ")
+		p = &peer{t: s.t, conn: s.server.listener.dial()}
+		s.peers[who] = p
+		go p.listenToStream(path, append(strings.Split(headers, "; "), "Cookie: "+s.server.session(who))...)
+	case verb == "get" || verb == "post" || verb == "form" || verb == "curl":
 		if p == nil {
 			p = &peer{t: s.t}
 			s.peers[who], s.names = p, append(s.names, who)
 		}
 		path, body, _ := strings.Cut(arg, " ")
+		if verb == "curl" { // what curl -d sends, or with a -H of the type
+			kind, rest, given := strings.Cut(body, "; ")
+			if !given {
+				kind, rest = "application/x-www-form-urlencoded", body
+			}
+			rest = strings.ReplaceAll(rest, `\n`, "\n")
+			status, _, answer := s.server.browse("POST", path, s.server.session(who), rest, "Accept: */*", "Content-Type: "+kind)
+			p.note("%d %s", status, strings.TrimSpace(answer))
+			return
+		}
 		if verb == "form" {
 			status, location, _ := s.server.browse("POST", path, s.server.session(who), body)
 			p.note("%d %s", status, location)
@@ -381,6 +402,27 @@ func (p *peer) listen() {
 			p.note("opcode %d %q", opcode, payload)
 		}
 	}
+}
+
+// listenToStream writes down the lines of a response without end, and what head it has.
+func (p *peer) listenToStream(path string, headers ...string) {
+	p.t.Cleanup(func() { p.conn.Close() })
+	head := "GET " + path + " HTTP/1.1\r\nHost: chat.test\r\n" + strings.Join(headers, "\r\n") + "\r\n\r\n"
+	if _, err := io.WriteString(p.conn, head); err != nil {
+		p.t.Error(err)
+		return
+	}
+	res, err := http.ReadResponse(bufio.NewReader(p.conn), nil)
+	if err != nil {
+		p.note("%v", err)
+		return
+	}
+	p.note("%d %s", res.StatusCode, res.Header.Get("Content-Type"))
+	lines := bufio.NewScanner(res.Body)
+	for lines.Scan() {
+		p.note("%s", lines.Text())
+	}
+	p.note("over")
 }
 
 func (p *peer) note(format string, args ...any) {

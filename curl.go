@@ -87,7 +87,7 @@ func (f eventFrame) line() string {
 	case kind == KindDelete:
 		text = fmt.Sprintf("%s deleted #%d", f.Username, f.Target)
 	case kind == KindReact && *f.On:
-		text = fmt.Sprintf("%s answers #%d with %s", f.Username, f.Target, text)
+		text = fmt.Sprintf("%s reacts to #%d with %s", f.Username, f.Target, text)
 	case kind == KindReact:
 		text = fmt.Sprintf("%s takes %s back from #%d", f.Username, text, f.Target)
 	default:
@@ -280,11 +280,7 @@ type historyFrame struct {
 }
 
 func (s *server) sendHistory(w http.ResponseWriter, r *http.Request, room Room) error {
-	before, _, err := numberOf(r, "before")
-	if err != nil {
-		return err
-	}
-	events, more, err := s.store.Page(r.Context(), room.ID, before, historyPage)
+	events, more, _, err := s.page(r, room)
 	if err != nil {
 		return err
 	}

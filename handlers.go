@@ -480,7 +480,8 @@ func (s *server) handleRooms(w http.ResponseWriter, r *http.Request, v visitor) 
 	return s.render(w, r, v, http.StatusOK, "rooms.html", p)
 }
 
-// handleRoom shows the newest messages of a room, or, with ?before=ID, older ones.
+// handleRoom shows the newest messages of a room, or, with ?before=ID, older ones,
+// or, with ?at=ID, those around one; or it streams what is said there.
 func (s *server) handleRoom(w http.ResponseWriter, r *http.Request, v visitor) error {
 	room, err := s.enter(r, v, r.PathValue("room"))
 	if err != nil {
@@ -512,11 +513,7 @@ func (s *server) showRoom(w http.ResponseWriter, r *http.Request, v visitor, roo
 	// The cursor is read first: what comes in between is in the page and comes
 	// over the socket too, where the script knows it by its id.
 	cursor := s.hub.Last()
-	before, paging, err := numberOf(r, "before")
-	if err != nil {
-		return err
-	}
-	events, more, err := s.store.Page(r.Context(), room.ID, before, historyPage)
+	events, more, newest, err := s.page(r, room)
 	if err != nil {
 		return err
 	}
@@ -527,12 +524,29 @@ func (s *server) showRoom(w http.ResponseWriter, r *http.Request, v visitor, roo
 	if more {
 		p.Older = events[0].ID
 	}
-	p.Room, p.Topic, p.Newest, p.CID = room.Name, room.Topic, !paging, newCID()
+	p.Room, p.Topic, p.Newest, p.CID = room.Name, room.Topic, newest, newCID()
 	p.Client = &clientData{
 		Base: s.base, Lang: v.language(r), Username: v.Name, Guest: v.Role == RoleGuest, Room: room.Name,
 		Cursor: cursor, Newest: p.Newest, Older: p.Older, Limit: maxMessage, Words: s.words[v.language(r)].client(),
 	}
 	return s.render(w, r, v, status, "room.html", p)
+}
+
+// page returns the messages that a request asks for, whether there are older ones,
+// and whether there are none newer.
+func (s *server) page(r *http.Request, room Room) (events []Event, older, newest bool, err error) {
+	before, _, err := numberOf(r, "before")
+	if err != nil {
+		return nil, false, false, err
+	}
+	at, given, err := numberOf(r, "at")
+	if err == nil && given {
+		before, err = s.store.Around(r.Context(), room.ID, at, historyPage/2)
+	}
+	if err == nil {
+		events, older, err = s.store.Page(r.Context(), room.ID, before, historyPage)
+	}
+	return events, older, before == math.MaxInt64, err
 }
 
 // newCID makes an id for a form: a form that is sent twice is one message.

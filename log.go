@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"math"
 	"slices"
 	"time"
 )
@@ -258,6 +259,15 @@ func (s *Store) Page(ctx context.Context, room, before int64, limit int) (page [
 	}
 	slices.Reverse(page)
 	return page, older, err
+}
+
+// Around returns the before of the Page that ends with the given number of messages
+// after id, math.MaxInt64 if there are no more than that.
+func (s *Store) Around(ctx context.Context, room, id int64, after int) (before int64, err error) {
+	err = s.read.QueryRowContext(ctx, `
+		SELECT coalesce((SELECT id FROM log WHERE room = ? AND kind = 'message' AND id > ? ORDER BY id LIMIT 1 OFFSET ?), ?)`,
+		room, id, after, math.MaxInt64).Scan(&before)
+	return before, err
 }
 
 // Reactions returns who reacts to the messages of a page: names by emoji by id.

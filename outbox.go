@@ -14,6 +14,7 @@ type outbox struct {
 	conn    net.Conn
 	most    int                                  // bytes that may be pending
 	goodbye func(code int, reason string) []byte // the last frame
+	linger  time.Duration                        // after it, for that of the peer
 	writers sync.WaitGroup                       // drain, while it runs
 	writing atomic.Int64                         // ticks since when a write has not returned, else 0
 
@@ -151,7 +152,7 @@ func (o *outbox) drain() {
 			return
 		}
 		if last {
-			o.conn.SetReadDeadline(time.Now().Add(lingerWait)) // for the peer's Close
+			o.conn.SetReadDeadline(time.Now().Add(o.linger))
 		}
 	}
 }

@@ -840,7 +840,9 @@ function startRoom() {
   startComposer();
   adoptRows();
   buildBar();
-  toEnd();
+  const meant = /^#m\d+$/.test(location.hash) && byId(location.hash.slice(1));
+  if (meant) meant.scrollIntoView({ block: "center" });
+  else toEnd();
   list.addEventListener("scroll", onScroll, { passive: true });
   list.querySelector(".older a").addEventListener("click", e => { e.preventDefault(); loading = false; loadOlder(); });
   if (client.newest) newer.addEventListener("click", () => { trim(); toEnd(); text.focus(); });
