@@ -1,14 +1,17 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -107,9 +110,11 @@ func (d *daemon) memory(which string) int {
 }
 
 var (
-	crowdSize = flag.Int("crowd", 300, "how many clients of TestReconnectStorm come back at once")
-	churnTime = flag.Duration("churn", time.Second, "how long TestChurn lasts")
-	backlog   = flag.Int("backlog", 5000, "how many events the client of TestCatchUp has missed")
+	crowdSize  = flag.Int("crowd", 300, "how many clients of TestReconnectStorm come back at once")
+	churnTime  = flag.Duration("churn", time.Second, "how long TestChurn lasts")
+	listeners  = flag.Int("listeners", 50, "how many TestListeners has of each kind")
+	listenTime = flag.Duration("listen", 300*time.Millisecond, "how long it speaks to each kind")
+	backlog    = flag.Int("backlog", 5000, "how many events the client of TestCatchUp has missed")
 )
 
 // TestReconnectStorm restarts chatd under a crowd, which comes back all at once
@@ -347,4 +352,83 @@ func TestLoginFlood(t *testing.T) {
 	slices.Sort(took)
 	t.Logf("%.0f tries a second, %d of %d answered; messages took %v (p50) and %v (p99); the owner signed in within %v", float64(tries.Load())/floodTime.Seconds(),
 		answered.Load(), tries.Load(), took[len(took)/2].Round(time.Microsecond), took[len(took)*99/100].Round(time.Microsecond), login.Round(time.Millisecond))
+}
+
+// TestListeners has many listen to one room, as sockets and as streams, and prints
+// what each kind costs.
+func TestListeners(t *testing.T) {
+	const window = 8 // messages under way
+	for _, kind := range []struct{ name, path, headers string }{
+		{"sockets, chatd.v1", "/ws", "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"},
+		{"server-sent events", "/chat/crowd/", "Accept: text/event-stream\r\n"},
+		{"JSON lines", "/chat/crowd/", "Accept: application/x-ndjson\r\n"},
+		{"text", "/chat/crowd/", "Accept: text/plain\r\n"},
+	} {
+		dir := t.TempDir()
+		newPeople(t, dir, []string{"crowd"}, "ann")
+		d := startDaemon(t, dir, "-rate", "0")
+		head := fmt.Sprintf("GET %s HTTP/1.1\r\nHost: chat.test\r\nCookie: %s\r\n%s\r\n", kind.path, cookieOf("ann"), kind.headers)
+		if kind.path == "/ws" {
+			head += string(maskedFrame(0x80|opText, []byte(`{"type":"hello"}`)))
+		}
+		var heard atomic.Int64 // of what is said, once for each listener
+		before := d.memory("VmRSS")
+		for range *listeners {
+			conn, err := net.Dial("tcp", d.addr)
+			if err == nil {
+				_, err = io.WriteString(conn, head)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			ready := make(chan error, 1)
+			go func() {
+				b := make([]byte, 64<<10)
+				_, err := conn.Read(b)
+				ready <- err
+				for err == nil {
+					var n int
+					n, err = conn.Read(b)
+					heard.Add(int64(bytes.Count(b[:n], []byte("^"))))
+				}
+			}()
+			if err := <-ready; err != nil {
+				t.Fatal(err)
+			}
+		}
+		idle := d.memory("VmRSS") - before
+		speaker := dialTCP(t, d.addr, "/ws/chat/crowd/", "Cookie: "+cookieOf("ann"))
+		go io.Copy(io.Discard, speaker.conn)
+		cpu, began, sent := d.processorTime(), time.Now(), int64(0)
+		text := fmt.Appendf(nil, `{"message":"^%s"}`, strings.Repeat("x", 99))
+		for wait := int64(0); sent == 0 || wait > 0; {
+			if time.Since(began) < *listenTime && heard.Load() >= (sent-window+1)*int64(*listeners) {
+				speaker.send(opText, text)
+				sent++
+			} else {
+				time.Sleep(50 * time.Microsecond)
+			}
+			wait = sent*int64(*listeners) - heard.Load()
+		}
+		took := time.Since(began)
+		t.Logf("%d %s: %.0f deliveries/s, %.2f CPU s per million, idle %.1f KB each", *listeners, kind.name,
+			float64(heard.Load())/took.Seconds(), (d.processorTime()-cpu).Seconds()/float64(heard.Load())*1e6, float64(idle)/float64(*listeners)/1e3)
+		if heard.Load() != sent*int64(*listeners) {
+			t.Errorf("%s: of %d messages %d were heard", kind.name, sent, heard.Load())
+		}
+		d.kill()
+	}
+}
+
+// processorTime is what the process has used so far.
+func (d *daemon) processorTime() time.Duration {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", d.cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	user, _ := strconv.Atoi(fields[11])
+	system, _ := strconv.Atoi(fields[12])
+	return time.Duration(user+system) * 10 * time.Millisecond // a tick of Linux
 }
