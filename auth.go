@@ -181,15 +181,18 @@ type visitor struct {
 	scope   string // what that is good for
 }
 
-// visitor finds who sends a request: whose token it shows, or whom a proxy says, or
-// else who signed in. No session, or an old one, is no error, but a bad token is.
+// visitor finds who sends a request: whose token it shows, or signs with, or whom a
+// proxy says, or else who signed in. No session, or an old one, is no error, but a bad token is.
 func (s *server) visitor(r *http.Request) (visitor, error) {
 	if secret, shown := bearer(r); shown {
-		v, err := s.store.TokenVisitor(r.Context(), secret)
+		v, err := s.store.TokenVisitor(r.Context(), hashToken(secret))
 		if errors.Is(err, ErrNotFound) {
 			err = refuse(http.StatusUnauthorized, "bad_token")
 		}
 		return v, err
+	}
+	if signature := r.Header.Get("X-Hub-Signature-256"); signature != "" {
+		return s.signer(r, signature)
 	}
 	if name := s.proxied(r); name != "" {
 		u, err := s.proxiedUser(r.Context(), name)

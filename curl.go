@@ -210,6 +210,12 @@ func readFrame(r *http.Request) (in clientFrame, err error) {
 	if err != nil {
 		return in, badForm(err)
 	}
+	if event := r.Header.Get("X-GitHub-Event"); event != "" {
+		in.Message, err = forgeText(event, body)
+		in.Message = strings.ToValidUTF8(in.Message[:min(len(in.Message), maxMessage)], "")
+		in.Type, in.CID = string(KindMessage), r.Header.Get("X-GitHub-Delivery")
+		return in, err
+	}
 	kind, params, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	form, sent := url.Values(nil), false
 	switch kind {

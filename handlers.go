@@ -112,9 +112,10 @@ func (s *server) routes() http.Handler {
 	protected.SetDenyHandler(s.handler(func(http.ResponseWriter, *http.Request, visitor) error {
 		return refuse(http.StatusForbidden, "cross_origin")
 	}))
-	return s.secureHeaders(http.MaxBytesHandler(http.StripPrefix(s.base, protected.Handler(mux)), maxBody))
+	return s.secureHeaders(http.StripPrefix(s.base, protected.Handler(mux)))
 }
 
+// secureHeaders also limits the body.
 func (s *server) secureHeaders(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
@@ -126,6 +127,7 @@ func (s *server) secureHeaders(next http.Handler) http.Handler {
 		if s.secure {
 			h.Set("Strict-Transport-Security", "max-age=31536000") // a year
 		}
+		r.Body = http.MaxBytesReader(w, r.Body, bodyLimit(r))
 		next.ServeHTTP(w, r)
 	})
 }

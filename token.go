@@ -176,12 +176,12 @@ func bearer(r *http.Request) (secret string, shown bool) {
 	return strings.TrimSpace(secret), strings.EqualFold(scheme, "Bearer")
 }
 
-// TokenVisitor returns who comes in by a token, or ErrNotFound.
-func (s *Store) TokenVisitor(ctx context.Context, secret string) (v visitor, err error) {
+// TokenVisitor returns who comes in by the token with that hash, or ErrNotFound.
+func (s *Store) TokenVisitor(ctx context.Context, hash []byte) (v visitor, err error) {
 	var only, expires, used int64
 	v.User, err = scanUser(s.read.QueryRowContext(ctx, "SELECT "+userColumns+`, t.id, coalesce(t.room, 0), t.scope, coalesce(t.expires, 0), coalesce(t.used, 0)
 		FROM tokens t JOIN users u ON u.id = t.user LEFT JOIN users c ON c.id = t.creator WHERE t.hash = ?2 AND `+tokenWorks,
-		time.Now().UnixMilli(), hashToken(secret)), &v.token, &only, &v.scope, &expires, &used)
+		time.Now().UnixMilli(), hash), &v.token, &only, &v.scope, &expires, &used)
 	if err != nil {
 		return visitor{}, err
 	}
