@@ -56,7 +56,7 @@ func (s *server) socket(w http.ResponseWriter, r *http.Request, v visitor, m *me
 	m.deaf, m.mute = !v.may(scopeRead), !v.may(scopePost)
 	if m.dialect.stream {
 		conn.heard.Store(0) // it will say nothing
-		conn.goodbye, conn.linger = func(int, string) []byte { return m.dialect.idle }, 0
+		conn.last = m.dialect.idle
 	}
 	m.hold()
 	if err = s.hub.Add(m); err == nil {

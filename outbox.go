@@ -12,11 +12,10 @@ import (
 // goroutine writes, and only while there is something to write.
 type outbox struct {
 	conn    net.Conn
-	most    int                                  // bytes that may be pending
-	goodbye func(code int, reason string) []byte // the last frame
-	linger  time.Duration                        // after it, for that of the peer
-	writers sync.WaitGroup                       // drain, while it runs
-	writing atomic.Int64                         // ticks since when a write has not returned, else 0
+	most    int            // bytes that may be pending
+	last    []byte         // of a stream: what goes out last, as it has no Close frame
+	writers sync.WaitGroup // drain, while it runs
+	writing atomic.Int64   // ticks since when a write has not returned, else 0
 
 	mu      sync.Mutex // guards the rest
 	pending net.Buffers
@@ -60,7 +59,11 @@ func (o *outbox) close(code int, reason string) {
 
 // end needs o.mu.
 func (o *outbox) end(code int, reason string) {
-	o.pending, o.closing = append(o.pending, o.goodbye(code, reason)), true
+	frame := o.last
+	if frame == nil {
+		frame = closeFrame(code, reason)
+	}
+	o.pending, o.closing = append(o.pending, frame), true
 	o.wake()
 }
 
@@ -152,7 +155,11 @@ func (o *outbox) drain() {
 			return
 		}
 		if last {
-			o.conn.SetReadDeadline(time.Now().Add(o.linger))
+			wait := lingerWait // for the peer's Close
+			if o.last != nil {
+				wait = 0
+			}
+			o.conn.SetReadDeadline(time.Now().Add(wait))
 		}
 	}
 }

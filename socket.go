@@ -91,7 +91,7 @@ func hijack(w http.ResponseWriter, limit int) (*Conn, error) {
 		}
 		in = io.MultiReader(bytes.NewReader(bytes.Clone(early)), raw)
 	}
-	c := &Conn{outbox: outbox{conn: raw, most: outboxMost, goodbye: closeFrame, linger: lingerWait}, br: bufio.NewReaderSize(in, readBuffer), limit: limit}
+	c := &Conn{outbox: outbox{conn: raw, most: outboxMost}, br: bufio.NewReaderSize(in, readBuffer), limit: limit}
 	c.heard.Store(ticks())
 	return c, nil
 }
