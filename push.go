@@ -326,7 +326,8 @@ func (s *server) startPush(r *http.Request, v visitor, room Room) (p Push, err e
 	return p, nil
 }
 
-// stopPush is for who started it, who may manage the room, and administrators.
+// stopPush is for who started it and who may manage the room; of direct messages
+// both may.
 func (s *server) stopPush(r *http.Request, v visitor, room Room) (Push, error) {
 	id, _, err := numberOf(r, "stop")
 	if err != nil {
@@ -344,7 +345,7 @@ func (s *server) stopPush(r *http.Request, v visitor, room Room) (Push, error) {
 	switch {
 	case i < 0:
 		return Push{}, ErrNotFound
-	case !manage && v.Role != RoleAdmin && pushes[i].Username != v.Name:
+	case !manage && !room.direct() && pushes[i].Username != v.Name:
 		return Push{}, ErrForbidden
 	}
 	return pushes[i], s.store.StopPush(id)
