@@ -178,6 +178,7 @@ type testServer struct {
 	http     *http.Server
 	listener *memoryListener
 	closed   bool
+	stopPush func()
 	gate     atomic.Pointer[chan struct{}] // what is committed is not published before it is closed
 }
 
@@ -206,6 +207,7 @@ func newTestServer(t *testing.T, dir string, guests bool) *testServer {
 	}
 	ts.http = ts.httpServer()
 	go ts.http.Serve(ts.listener)
+	ts.stopPush = ts.pushes.start()
 	t.Cleanup(ts.close)
 	return ts
 }
@@ -217,6 +219,7 @@ func (s *testServer) close() {
 	}
 	s.closed = true
 	s.http.Close()
+	s.stopPush()
 	s.hub.Close()
 	if err := s.store.Close(); err != nil {
 		s.t.Error(err)

@@ -29,9 +29,10 @@ var files embed.FS
 
 // server answers HTTP. Its fields do not change once it serves.
 type server struct {
-	store *Store
-	hub   *Hub
-	log   *slog.Logger
+	store  *Store
+	hub    *Hub
+	log    *slog.Logger
+	pushes *pusher
 
 	public        string         // URL, "" for that of the listener
 	base          string         // path that everything lives under, without final slash
@@ -89,6 +90,8 @@ func (s *server) routes() http.Handler {
 	handle("POST /chat/{$}", s.signedIn(s.handleCreateRoom))
 	handle("GET /chat/{room}/about/{$}", s.signedIn(s.handleAbout))
 	handle("POST /chat/{room}/about/{$}", s.signedIn(s.handleChangeRoom))
+	tokened("GET /push", scopeRead, s.signedIn(s.handlePushes))
+	tokened("POST /push", scopePost, s.signedIn(s.handlePush))
 
 	handle("GET /admin/{$}", s.adminOnly(s.handleAdmin))
 	handle("GET /admin/users/{$}", s.adminOnly(s.handleUsers))
@@ -525,6 +528,9 @@ func (s *server) showRoom(w http.ResponseWriter, r *http.Request, v visitor, roo
 	}
 	if more {
 		p.Older = events[0].ID
+	}
+	if p.Pushes, err = s.store.HasPushes(r.Context(), room.ID); err != nil {
+		return err
 	}
 	p.Room, p.Topic, p.Newest, p.CID = room.Name, room.Topic, newest, newCID()
 	p.Client = &clientData{

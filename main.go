@@ -145,9 +145,10 @@ func socketsFor(descriptors int) int { return max(descriptors-spareDescriptors, 
 // serve builds store, hub and server in this order, and takes them down in reverse:
 //
 //  1. No request is taken any more; those under way end within pagesWait.
-//  2. Hub.Close: each socket stops reading, waits for the answers to what it has
+//  2. The pusher says no more.
+//  3. Hub.Close: each socket stops reading, waits for the answers to what it has
 //     sent to the store, and says that the server restarts.
-//  3. Store.Close: what is still queued is committed. Nobody is left to append.
+//  4. Store.Close: what is still queued is committed. Nobody is left to append.
 //
 // So what was taken is answered, and what was acknowledged is on disk. A kill -9
 // in between only costs answers, and whoever has none sends again.
@@ -195,6 +196,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) (err er
 	if err != nil {
 		return err
 	}
+	defer s.pushes.start()()
 	return s.serve(ctx, listener, stderr)
 }
 
@@ -232,7 +234,7 @@ func lockData(dir string) (unlock func() error, err error) {
 
 func newServer(c config, store *Store, hub *Hub, log *slog.Logger) (*server, error) {
 	s := &server{
-		store: store, hub: hub, log: log, guests: c.guests, register: c.register,
+		store: store, hub: hub, log: log, pushes: &pusher{store, log, make(chan struct{}, 1)}, guests: c.guests, register: c.register,
 		authHeader: c.authHeader, authCreate: c.authCreate,
 		socketOrigins: http.NewCrossOriginProtection(),
 		hashSlots:     make(chan struct{}, runtime.NumCPU()),

@@ -45,6 +45,8 @@ var requests = map[string]string{
 	"POST /chat/{room}/{$}":       "/chat/secret/ message=hello",
 	"GET /chat/{room}/about/{$}":  "/chat/secret/about/",
 	"POST /chat/{room}/about/{$}": "/chat/secret/about/ action=topic&topic=x",
+	"GET /push":                   "/push?room=secret",
+	"POST /push":                  "/push?room=secret every=2s",
 	"GET /ws":                     "socket /ws",
 	"GET /ws/chat/{room}/{$}":     "socket /ws/chat/secret/",
 	"GET /ws/push/{room}":         "socket /ws/push/secret",

@@ -89,9 +89,11 @@ CREATE TABLE pushes (
   times   INTEGER NOT NULL,
   done    INTEGER NOT NULL DEFAULT 0,
   started INTEGER NOT NULL,
+  due     INTEGER NOT NULL,
   ended   INTEGER
 ) STRICT;
 CREATE INDEX pushes_by_room ON pushes (room);
+CREATE INDEX pushes_due ON pushes (due) WHERE ended IS NULL;
 CREATE TABLE hooks (
   id       INTEGER PRIMARY KEY AUTOINCREMENT,
   room     INTEGER NOT NULL REFERENCES rooms,

@@ -49,6 +49,7 @@ type page struct {
 	Older    int64        // 0, or the before= of the next page
 	Newest   bool         // the page ends with the newest message
 	CID      string
+	Pushes   bool // there is a button for another push
 	Client   *clientData
 
 	Admin *adminPage

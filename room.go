@@ -406,6 +406,8 @@ type aboutRoom struct {
 	Direct  bool
 	Members []string
 	Manage  bool // may rename, archive and remove
+	Pushes  []Push
+	Push    Push // what the form for another begins with
 }
 
 func (s *server) handleAbout(w http.ResponseWriter, r *http.Request, v visitor) error {
@@ -425,7 +427,11 @@ func (s *server) showAbout(w http.ResponseWriter, r *http.Request, v visitor, ro
 	if err != nil {
 		return err
 	}
-	p.About = &aboutRoom{room, room.direct(), members, manage}
+	pushes, err := s.store.Pushes(r.Context(), room.ID)
+	if err != nil {
+		return err
+	}
+	p.About = &aboutRoom{room, room.direct(), members, manage, pushes, defaultPush}
 	return s.render(w, r, v, status, "about.html", p)
 }
 

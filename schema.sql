@@ -152,9 +152,11 @@ CREATE TABLE pushes (
   times   INTEGER NOT NULL,      -- in all
   done    INTEGER NOT NULL DEFAULT 0,
   started INTEGER NOT NULL,
+  due     INTEGER NOT NULL,      -- when it speaks next
   ended   INTEGER                -- when: it was done, or stopped
 ) STRICT;
 CREATE INDEX pushes_by_room ON pushes (room);
+CREATE INDEX pushes_due ON pushes (due) WHERE ended IS NULL;
 
 -- Addresses that are told what is said in a room. Each is a client with a cursor.
 CREATE TABLE hooks (

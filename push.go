@@ -1,0 +1,352 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+)
+
+// Limits of timed pushes.
+const (
+	minPushEvery  = time.Second
+	maxPushEvery  = 24 * time.Hour
+	maxPushTimes  = 10_000
+	maxPushLife   = 30 * 24 * time.Hour
+	maxRoomPushes = 4   // that run in one room
+	maxPushes     = 100 // that run
+	pushRetry     = 5 * time.Second
+)
+
+// Push is a text that is said again and again.
+type Push struct {
+	ID       int64  `json:"id"`
+	Room     string `json:"room"`
+	Username string `json:"username"` // who started it
+	Text     string `json:"text"`     // with {time} and {room} still in it
+	Every    string `json:"every"`
+	Times    int    `json:"times"`
+	Done     int    `json:"done"`
+}
+
+// defaultPush says what the tutorials' push does, but comes to an end.
+var defaultPush = Push{Text: "[{time}] 实时推送 - 房间: {room}", Every: "2s", Times: 30}
+
+// pushText is what a push says at a time.
+func pushText(text string, at time.Time, room Room) string {
+	return strings.NewReplacer("{time}", at.Local().Format(time.DateTime), "{room}", room.Name).Replace(text)
+}
+
+// pusher says what is due. What that is it finds in the table, so that a restart
+// changes nothing: what came due meanwhile is said once, and the rest as from then.
+type pusher struct {
+	store *Store
+	log   *slog.Logger
+	wake  chan struct{} // a push was started; nobody waits to say so
+}
+
+// start begins to push. stop ends that, and waits for it.
+func (p *pusher) start() (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { p.run(ctx) })
+	return func() { cancel(); running.Wait() }
+}
+
+func (p *pusher) run(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.wake:
+		case <-timer.C:
+		}
+		next, err := p.round()
+		if err != nil {
+			p.log.Error("push", "err", err)
+			next = time.Now().Add(pushRetry)
+		}
+		timer.Reset(time.Until(next))
+	}
+}
+
+// round says what is due, each push's words once, and returns when to look again.
+func (p *pusher) round() (next time.Time, err error) {
+	due, next, err := p.store.duePushes(context.Background())
+	if err != nil || len(due) == 0 {
+		return next, err
+	}
+	answers := make(chan error, len(due))
+	for _, id := range due {
+		err := p.store.enqueue(&job{
+			apply: func(w *writer, e *Event) error { return w.push(id, e) },
+			done:  func(_ Event, err error) { answers <- err },
+		})
+		if err != nil {
+			answers <- err
+		}
+	}
+	for range due {
+		if e := <-answers; !errors.Is(e, ErrNotFound) { // stopped just now
+			err = cmp.Or(err, e)
+		}
+	}
+	return time.Now(), err // the table knows better when it is the next one's turn
+}
+
+// duePushes returns the ids of those that have to speak now, and when one of the
+// others has to.
+func (s *Store) duePushes(ctx context.Context) (ids []int64, next time.Time, err error) {
+	now := time.Now()
+	rows, err := s.read.QueryContext(ctx, "SELECT id, due FROM pushes WHERE ended IS NULL ORDER BY due")
+	if err != nil {
+		return nil, now, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id, due int64
+		if err := rows.Scan(&id, &due); err != nil {
+			return nil, now, err
+		}
+		if due > now.UnixMilli() {
+			return ids, time.UnixMilli(due), nil
+		}
+		ids = append(ids, id)
+	}
+	return ids, now.Add(maxPushEvery), rows.Err()
+}
+
+// push makes e the next message of a push, and counts it in the same transaction:
+// so a crash neither repeats one nor leaves one out. If who started it may not speak
+// in the room any more, it ends and e stays empty. The error is ErrNotFound if it
+// has ended before.
+func (w *writer) push(id int64, e *Event) error {
+	var text string
+	var done int
+	var room Room
+	u, err := scanUser(w.queryRow("SELECT "+userColumns+", p.text, p.done + 1, "+roomColumns+`
+		FROM pushes p JOIN users u ON u.id = p.user JOIN rooms r ON r.id = p.room WHERE p.id = ? AND p.ended IS NULL`, id),
+		append([]any{&text, &done}, room.columns()...)...)
+	if err != nil {
+		return err
+	}
+	said := Event{
+		Kind: KindMessage, Room: room, Author: User{ID: u.ID, Name: u.Name, Role: u.Role, Bot: u.Bot, Confined: u.Confined},
+		CID: fmt.Sprintf("push-%d-%d", id, done), Time: w.now, Body: pushText(text, w.now, room), Pushed: true,
+	}
+	if err = w.checkRoom(&said); err == nil && u.gone() {
+		err = ErrForbidden
+	}
+	if err == nil {
+		err = w.append(&said, "")
+	}
+	switch {
+	case err == nil:
+		*e = said
+		return w.exec("UPDATE pushes SET done = done + 1, due = ?1 + every, ended = CASE WHEN done + 1 >= times THEN ?1 END WHERE id = ?2", w.now.UnixMilli(), id)
+	case isOwnFault(err):
+		return w.exec("UPDATE pushes SET ended = ? WHERE id = ?", w.now.UnixMilli(), id)
+	}
+	return err
+}
+
+// StartPush has u say a text in a room, now and then again after every. It fails
+// with a problem if too many run already.
+func (s *Store) StartPush(room Room, u User, text string, every time.Duration, times int) (id int64, err error) {
+	err = s.update(func(w *writer) error {
+		if err := w.checkRoom(&Event{Room: room, Author: u}); err != nil {
+			return err
+		}
+		var here, all int
+		if err := w.queryRow("SELECT count(*) FILTER (WHERE room = ?), count(*) FROM pushes WHERE ended IS NULL", room.ID).Scan(&here, &all); err != nil {
+			return err
+		}
+		if here >= maxRoomPushes || all >= maxPushes {
+			return refuse(http.StatusConflict, "many_pushes", maxRoomPushes, maxPushes)
+		}
+		return w.queryRow("INSERT INTO pushes (room, user, text, every, times, started, due) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6) RETURNING id",
+			room.ID, u.ID, text, every.Milliseconds(), times, w.now.UnixMilli()).Scan(&id)
+	})
+	return id, err
+}
+
+// StopPush ends one, if it has not ended.
+func (s *Store) StopPush(id int64) error {
+	return s.update(func(w *writer) error {
+		return w.exec("UPDATE pushes SET ended = ? WHERE id = ? AND ended IS NULL", w.now.UnixMilli(), id)
+	})
+}
+
+// Pushes returns those that run in a room.
+func (s *Store) Pushes(ctx context.Context, room int64) ([]Push, error) {
+	rows, err := s.read.QueryContext(ctx, `
+		SELECT p.id, r.name, u.name, p.text, p.every, p.times, p.done
+		FROM pushes p JOIN rooms r ON r.id = p.room JOIN users u ON u.id = p.user WHERE p.room = ? AND p.ended IS NULL ORDER BY p.id`, room)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	pushes := []Push{}
+	for rows.Next() {
+		var p Push
+		var every int64
+		if err := rows.Scan(&p.ID, &p.Room, &p.Username, &p.Text, &every, &p.Times, &p.Done); err != nil {
+			return nil, err
+		}
+		p.Every = (time.Duration(every) * time.Millisecond).String()
+		pushes = append(pushes, p)
+	}
+	return pushes, rows.Err()
+}
+
+// HasPushes reports whether there was ever one in a room.
+func (s *Store) HasPushes(ctx context.Context, room int64) (has bool, err error) {
+	err = s.read.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM pushes WHERE room = ?)", room).Scan(&has)
+	return has, err
+}
+
+// handlePushes lists those that run. Unlike the tutorials' GET it starts none: any
+// web site could have had a visitor do so.
+func (s *server) handlePushes(w http.ResponseWriter, r *http.Request, v visitor) error {
+	room, err := s.enter(r, v, r.FormValue("room"))
+	if err != nil {
+		return err
+	}
+	pushes, err := s.store.Pushes(r.Context(), room.ID)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, struct {
+		Pushes []Push `json:"pushes"`
+	}{pushes})
+	return nil
+}
+
+// handlePush starts a push, or ends the one whose id is in stop.
+func (s *server) handlePush(w http.ResponseWriter, r *http.Request, v visitor) error {
+	if err := parsePush(r); err != nil {
+		return err
+	}
+	room, err := s.enter(r, v, r.FormValue("room"))
+	if err != nil {
+		return err
+	}
+	var p Push
+	switch {
+	case v.Role == RoleGuest:
+		err = ErrForbidden
+	case r.FormValue("stop") != "":
+		p, err = s.stopPush(r, v, room)
+	default:
+		p, err = s.startPush(r, v, room)
+	}
+	switch problem := problemOf(err); {
+	case err == nil && !wantsPage(r):
+		writeJSON(w, http.StatusOK, struct {
+			Status string `json:"status"`
+			Push
+		}{"success", p})
+	case err == nil && r.FormValue("from") == "about":
+		s.redirect(w, r, roomPath(room.Name)+"about/")
+	case err == nil:
+		s.redirect(w, r, roomPath(room.Name))
+	case !wantsPage(r) || problem.status >= http.StatusInternalServerError:
+		return err
+	default:
+		return s.showAbout(w, r, v, room, problem.status, page{Error: s.sentence(v.language(r), problem), Form: formOf(r, "text", "every", "times")})
+	}
+	return nil
+}
+
+// parsePush has r.FormValue find the fields of a form, a query and of JSON.
+func parsePush(r *http.Request) error {
+	if err := r.ParseMultipartForm(maxBody); err != nil && err != http.ErrNotMultipart {
+		return badForm(err)
+	}
+	if !sendsJSON(r) {
+		return nil
+	}
+	var fields map[string]any
+	d := json.NewDecoder(r.Body)
+	d.UseNumber()
+	if err := d.Decode(&fields); err != nil {
+		return refuse(http.StatusBadRequest, "bad_json")
+	}
+	for name, value := range fields {
+		switch value.(type) {
+		case string, json.Number:
+			r.Form.Set(name, fmt.Sprint(value))
+		default:
+			return refuse(http.StatusBadRequest, "bad_frame")
+		}
+	}
+	return nil
+}
+
+func (s *server) startPush(r *http.Request, v visitor, room Room) (p Push, err error) {
+	p = Push{
+		Room: room.Name, Username: v.Name, Text: cmp.Or(r.FormValue("text"), r.FormValue("message"), defaultPush.Text),
+		Every: cmp.Or(r.FormValue("every"), defaultPush.Every), Times: defaultPush.Times,
+	}
+	if _, err := strconv.ParseFloat(p.Every, 64); err == nil {
+		p.Every += "s"
+	}
+	every, err := time.ParseDuration(p.Every)
+	if times := r.FormValue("times"); err == nil && times != "" {
+		p.Times, err = strconv.Atoi(times)
+	}
+	if err != nil || every < minPushEvery || every > maxPushEvery || p.Times < 1 || p.Times > maxPushTimes || every*time.Duration(p.Times) > maxPushLife {
+		return p, refuse(http.StatusBadRequest, "bad_push", minPushEvery.Seconds(), maxPushEvery.Hours(), maxPushTimes, maxPushLife.Hours()/24)
+	}
+	if !utf8.ValidString(p.Text) {
+		return p, refuse(http.StatusBadRequest, "not_utf8")
+	}
+	if err := cmp.Or(checkMessage(p.Text), checkMessage(pushText(p.Text, time.Now(), room)), s.posts.check("user "+v.Name)); err != nil {
+		return p, err
+	}
+	p.Every = every.String()
+	if p.ID, err = s.store.StartPush(room, v.User, p.Text, every, p.Times); err != nil {
+		return p, err
+	}
+	select {
+	case s.pushes.wake <- struct{}{}:
+	default:
+	}
+	return p, nil
+}
+
+// stopPush is for who started it and who may manage the room; of direct messages
+// both may.
+func (s *server) stopPush(r *http.Request, v visitor, room Room) (Push, error) {
+	id, _, err := numberOf(r, "stop")
+	if err != nil {
+		return Push{}, err
+	}
+	manage, err := s.mayManage(r.Context(), v.User, room)
+	if err != nil {
+		return Push{}, err
+	}
+	pushes, err := s.store.Pushes(r.Context(), room.ID)
+	if err != nil {
+		return Push{}, err
+	}
+	i := slices.IndexFunc(pushes, func(p Push) bool { return p.ID == id })
+	switch {
+	case i < 0:
+		return Push{}, ErrNotFound
+	case !manage && !room.direct() && pushes[i].Username != v.Name:
+		return Push{}, ErrForbidden
+	}
+	return pushes[i], s.store.StopPush(id)
+}
