@@ -219,9 +219,9 @@ func (s *Store) RevokeToken(id int64, by User, room Room) error {
 	return s.update(func(w *writer) error {
 		var u User
 		err := w.queryRow(`
-			UPDATE tokens AS t SET revoked = ?1 FROM users u
-			WHERE t.id = ?2 AND t.revoked IS NULL AND u.id = t.user AND (?3 = 0 OR u.id = ?3 OR u.bot AND t.room = ?4)
-			RETURNING u.name, u.bot`, w.now.UnixMilli(), id, by.ID, room.ID).Scan(&u.Name, &u.Bot)
+			UPDATE tokens SET revoked = ?1
+			WHERE id = ?2 AND revoked IS NULL AND (?3 = 0 OR user = ?3 OR room = ?4 AND user IN (SELECT id FROM users WHERE bot))
+			RETURNING (SELECT name FROM users WHERE id = user), (SELECT bot FROM users WHERE id = user)`, w.now.UnixMilli(), id, by.ID, room.ID).Scan(&u.Name, &u.Bot)
 		if errors.Is(err, sql.ErrNoRows) {
 			err = ErrNotFound
 		}
@@ -339,6 +339,9 @@ func (s *server) changeTokens(r *http.Request, v visitor, t Token, room Room) (m
 	}
 	if limited {
 		t.Expires = time.Now().AddDate(0, 0, int(min(days, 10_000)))
+	}
+	if room, err := s.store.Room(t.Room); err == nil { // as it is spelt, for the lines
+		t.Room = room.Name
 	}
 	t.Scope, t.Label, t.Creator = r.PostFormValue("scope"), strings.TrimSpace(r.PostFormValue("label")), v.Name
 	if err := s.posts.check("tokens of user " + v.Name); err != nil {
