@@ -176,6 +176,12 @@ func TestBotPages(t *testing.T) {
 		if status := revoke("bob", "bobs", "1"); status != 404 { // of another room
 			t.Errorf("revoked from elsewhere: %d", status)
 		}
+		if _, err := s.store.CreateToken(Token{User: "root", Room: "bobs", Scope: scopeRead}); err != nil {
+			t.Fatal(err)
+		}
+		if status := revoke("bob", "bobs", "4"); status != 404 { // a person's
+			t.Errorf("revoked by another person: %d", status)
+		}
 		if status := revoke("bob", "bobs", "3"); status != 200 || !stream.hungUp() {
 			t.Errorf("revoked by who manages the room: %d, or the stream goes on", status)
 		}
@@ -319,6 +325,7 @@ func TestTokenCommand(t *testing.T) {
 	root := d.setUp("Root")
 	d.post(root, "/chat/", url.Values{"private": {"secret"}})
 	bob := d.addUser("bob")
+	d.get(root, "/chat/@bob/")
 	d.post(bob, "/chat/lobby/", url.Values{"message": {"hello"}})
 	command := func(args ...string) string {
 		t.Helper()
@@ -394,19 +401,20 @@ func TestTokenCommand(t *testing.T) {
 		}
 	}
 	for args, want := range map[string]string{
-		"":                           "say chatd token add",
-		"add":                        "say chatd token add",
-		"add -user bob -bot robot":   "say chatd token add",
-		"list bob":                   "say chatd token add",
-		"revoke one":                 "token one",
-		"revoke 1":                   "token 1: not found",
-		"add -user nobody":           "not found",
-		"add -user robot":            "not found",
-		"add -bot bob":               "taken",
-		"add -bot a/b":               "cannot be",
-		"add -user bob -room secret": "not found",
-		"add -user bob -days -1":     "-days",
-		"add -user bob -scope all":   "-scope",
+		"":                              "say chatd token add",
+		"add":                           "say chatd token add",
+		"add -user bob -bot robot":      "say chatd token add",
+		"list bob":                      "say chatd token add",
+		"revoke one":                    "token one",
+		"revoke 1":                      "token 1: not found",
+		"add -user nobody":              "not found",
+		"add -user robot":               "not found",
+		"add -bot bob":                  "taken",
+		"add -bot a/b":                  "cannot be",
+		"add -user bob -room secret":    "not found",
+		"add -bot robot -room bob+Root": "not allowed",
+		"add -user bob -days -1":        "-days",
+		"add -user bob -scope all":      "-scope",
 	} {
 		out, err := chatdCommand(append([]string{"token", "-data", d.dir}, strings.Fields(args)...)...).CombinedOutput()
 		if err == nil || !strings.Contains(string(out), want) || strings.Count(string(out), "\n") != 1 {
