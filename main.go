@@ -55,7 +55,8 @@ const usage = `chatd is a team-chat daemon: one binary, one data directory.
 The user commands take the password from standard input, or make one up and print
 it if that is a terminal. A link is good for -days 7 and -uses 1, and begins with
 -url http://localhost:8080. A token is for all rooms or one -room, has a -scope of
-read, post or both, may have a -label, and works for ever or so many -days. All find the data with -data, and work while chatd runs.
+read, post or both, may have a -label, and works for ever or so many -days. All
+find the data with -data, and work while chatd runs.
 
 Flags:
 `
