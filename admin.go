@@ -153,7 +153,7 @@ func (s *server) showUsers(w http.ResponseWriter, r *http.Request, v visitor, p 
 // accounts returns users whose name contains find, by name, from the one that follows after.
 func (s *Store) accounts(ctx context.Context, find, after string, limit int) (list []account, err error) {
 	rows, err := s.read.QueryContext(ctx, `
-		SELECT id, name, role, joined, deactivated IS NOT NULL, (SELECT max(seen) FROM sessions WHERE user = id)
+		SELECT id, name, role, bot, joined, deactivated IS NOT NULL, (SELECT max(seen) FROM sessions WHERE user = id)
 		FROM users WHERE key > ? AND key LIKE ? ESCAPE '\' ORDER BY key LIMIT ?`, foldName(after), containing(foldName(find)), limit)
 	if err != nil {
 		return nil, err
@@ -163,7 +163,7 @@ func (s *Store) accounts(ctx context.Context, find, after string, limit int) (li
 		var a account
 		var joined int64
 		var seen sql.Null[int64]
-		if err := rows.Scan(&a.ID, &a.Name, &a.Role, &joined, &a.Deactivated, &seen); err != nil {
+		if err := rows.Scan(&a.ID, &a.Name, &a.Role, &a.Bot, &joined, &a.Deactivated, &seen); err != nil {
 			return nil, err
 		}
 		a.Joined = time.UnixMilli(joined)
@@ -255,17 +255,18 @@ func (s *server) changeAccount(r *http.Request, admin User) error {
 	if err == nil && (action == "user.deactivate" || action == "user.signout") {
 		// A visitor without a session may be speaking under a guest's name.
 		s.hub.Drop(func(m *member) bool { return m.user.ID == u.ID || m.user.ID == 0 && u.Role == RoleGuest })
+		err = s.dropEnded() // those of bots whose tokens the user has made
 	}
 	return err
 }
 
 // ChangeUser changes an account in the name of admin, who must be active: its
-// role, unless it is a guest, who has no password; or whether it is deactivated,
-// which ends its sessions; or only those. ErrNotFound: there is nothing to change.
+// role, unless it is a guest or a bot, who have no password; or whether it is
+// deactivated, which ends its sessions and tokens; or only those sessions. ErrNotFound: there is nothing to change.
 func (s *Store) ChangeUser(admin User, id int64, action string, role Role) (u User, err error) {
 	change, value, detail := "deactivated = ?1 WHERE id = ?2 AND (deactivated IS NULL) != (?1 IS NULL)", any(nil), ""
 	if action == "user.role" {
-		change, value, detail = "role = ?1 WHERE id = ?2 AND role NOT IN (?1, 'guest')", role, string(role)
+		change, value, detail = "role = ?1 WHERE id = ?2 AND role NOT IN (?1, 'guest') AND NOT bot", role, string(role)
 	}
 	if action == "user.signout" {
 		change = "role = role WHERE id = ?2 AND ?1 IS NULL"
@@ -280,6 +281,9 @@ func (s *Store) ChangeUser(admin User, id int64, action string, role Role) (u Us
 		}
 		if err == nil && action != "user.role" {
 			err = w.exec("DELETE FROM sessions WHERE user = ?", id)
+		}
+		if err == nil && action == "user.deactivate" {
+			err = w.exec("UPDATE tokens SET revoked = ?1 WHERE user = ?2 AND revoked IS NULL", value, id)
 		}
 		if err != nil {
 			return err

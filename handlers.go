@@ -84,6 +84,7 @@ func (s *server) routes() http.Handler {
 	handle("POST /account/password", s.signedIn(s.handlePassword))
 	handle("POST /account/sessions", s.signedIn(s.handleSessions))
 	handle("POST /account/settings", s.signedIn(s.handleSettings))
+	handle("POST /account/tokens", s.signedIn(s.handleTokens))
 	tokened("GET /chat/{$}", "", s.handleRoomsOrSocket)
 	tokened("GET /chat/{room}/{$}", scopeRead, s.signedIn(s.handleRoom))
 	tokened("POST /chat/{room}/{$}", scopePost, s.signedIn(s.handlePost))
@@ -92,6 +93,7 @@ func (s *server) routes() http.Handler {
 	handle("POST /chat/{room}/about/{$}", s.signedIn(s.handleChangeRoom))
 	tokened("GET /push", scopeRead, s.signedIn(s.handlePushes))
 	tokened("POST /push", scopePost, s.signedIn(s.handlePush))
+	handle("POST /chat/{room}/about/tokens", s.signedIn(s.handleBots))
 
 	handle("GET /admin/{$}", s.adminOnly(s.handleAdmin))
 	handle("GET /admin/users/{$}", s.adminOnly(s.handleUsers))
@@ -523,7 +525,7 @@ func (s *server) showRoom(w http.ResponseWriter, r *http.Request, v visitor, roo
 		return err
 	}
 	for _, e := range events {
-		p.Messages = append(p.Messages, messageRow{e.ID, e.Author.Name, e.Author.Role == RoleGuest, e.Author.ID == v.ID,
+		p.Messages = append(p.Messages, messageRow{e.ID, e.Author.Name, e.Author.Role == RoleGuest, e.Author.Bot, e.Author.ID == v.ID,
 			e.Body, e.Time, e.Edited, e.Deleted, e.Target})
 	}
 	if more {

@@ -332,6 +332,17 @@ func (h *Hub) Sockets() int {
 	return len(h.members)
 }
 
+// Grants returns what has let the open sockets in.
+func (h *Hub) Grants() map[grant]bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := make(map[grant]bool)
+	for m := range h.members {
+		all[m.grant()] = true
+	}
+	return all
+}
+
 // Drop closes the sockets that match, for good (1008).
 func (h *Hub) Drop(match func(*member) bool) {
 	h.mu.Lock()

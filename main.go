@@ -22,6 +22,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -44,12 +45,18 @@ const usage = `chatd is a team-chat daemon: one binary, one data directory.
   chatd invite [-admin]              print a link that makes an account
   chatd invite -reset NAME           … that lets the user choose a new password
   chatd invite -guest ROOM           … that lets a guest into one room
+  chatd token add -user NAME         print a token, by which a script comes in as NAME
+  chatd token add -bot NAME          … as a bot, which is made if it is not there
+  chatd token list
+  chatd token revoke ID
   chatd version
   chatd help
 
 The user commands take the password from standard input, or make one up and print
 it if that is a terminal. A link is good for -days 7 and -uses 1, and begins with
--url http://localhost:8080. All find the data with -data, and work while chatd runs.
+-url http://localhost:8080. A token is for all rooms or one -room, has a -scope of
+read, post or both, may have a -label, and works for ever or so many -days. All
+find the data with -data, and work while chatd runs.
 
 Flags:
 `
@@ -76,6 +83,8 @@ func run(ctx context.Context, args []string, stdin *os.File, stdout, stderr io.W
 		return user(args, stdin, stdout)
 	case "invite":
 		return invite(args, stdout)
+	case "token":
+		return token(args, stdout)
 	case "version":
 		fmt.Fprintln(stdout, version())
 		return nil
@@ -319,6 +328,11 @@ func (s *server) serve(ctx context.Context, listener net.Listener, stderr io.Wri
 	srv := s.httpServer()
 	serving := make(chan error, 1)
 	go func() { serving <- srv.Serve(listener) }()
+	watch, stop := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() { s.watchOthers(watch) })
+	defer watching.Wait()
+	defer stop()
 	s.log.Info("listening", "addr", listener.Addr().String(), "descriptors", descriptors(), "max-conns", s.hub.maxSockets)
 	if s.setUpToken != "" {
 		fmt.Fprintf(stderr, "\nNobody looks after this chatd yet. To set it up, open\n\n    %s/setup?token=%s\n\n", s.publicURL(listener.Addr()), s.setUpToken)
@@ -357,14 +371,9 @@ func user(args []string, stdin *os.File, stdout io.Writer) error {
 	flags.SetOutput(io.Discard)
 	data := flags.String("data", "./data", "")
 	admin := flags.Bool("admin", false, "")
-	var words []string // flags may stand anywhere
-	for len(args) > 0 {
-		if err := flags.Parse(args); err != nil {
-			return err
-		}
-		if args = flags.Args(); len(args) > 0 {
-			words, args = append(words, args[0]), args[1:]
-		}
+	words, err := parseWords(flags, args)
+	if err != nil {
+		return err
 	}
 	if len(words) != 2 || words[0] != "add" && words[0] != "passwd" {
 		return errors.New("say chatd user add NAME or chatd user passwd NAME")
@@ -384,7 +393,10 @@ func user(args []string, stdin *os.File, stdout io.Writer) error {
 	defer store.Close()
 	if words[0] == "passwd" {
 		var u User
-		if u, _, err = store.UserByName(context.Background(), name); err == nil {
+		if u, _, err = store.UserByName(context.Background(), name); err == nil && u.Bot {
+			err = ErrNotFound
+		}
+		if err == nil {
 			err = store.SetPassword(u, hashPassword(password), nil)
 		}
 	} else {
@@ -401,6 +413,19 @@ func user(args []string, stdin *os.File, stdout io.Writer) error {
 		fmt.Fprintf(stdout, "The password of %s is %s\n", name, password)
 	}
 	return nil
+}
+
+// parseWords parses args with the flags anywhere and returns what is none.
+func parseWords(flags *flag.FlagSet, args []string) (words []string, err error) {
+	for len(args) > 0 {
+		if err := flags.Parse(args); err != nil {
+			return nil, err
+		}
+		if args = flags.Args(); len(args) > 0 {
+			words, args = append(words, args[0]), args[1:]
+		}
+	}
+	return words, nil
 }
 
 // readPassword reads a line, or makes a password up when nobody has prepared one.

@@ -53,6 +53,9 @@ var requests = map[string]string{
 	"GET /ws/{room}/{$}":          "socket /ws/secret/",
 	"GET /room/{room}/{$}":        "socket /room/secret/",
 	"GET /":                       "/nothing/here",
+
+	"POST /account/tokens":           "/account/tokens scope=both",
+	"POST /chat/{room}/about/tokens": "/chat/secret/about/tokens username=robot&scope=both",
 }
 
 // whoAsks are the columns of the matrix. The last ones are tokens of the member: one

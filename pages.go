@@ -35,6 +35,8 @@ type page struct {
 	Proxied  bool // a proxy says who it is
 	Sessions []Session
 	Session  string // the id of this one
+	Tokens   []Token
+	Made     *madeToken
 
 	Rooms  []RoomState
 	Online []string
@@ -73,6 +75,7 @@ type messageRow struct {
 	ID       int64
 	Username string
 	Guest    bool
+	Bot      bool
 	Own      bool
 	Message  string
 	Time     time.Time
@@ -152,7 +155,7 @@ func (s *server) loadPages() error {
 		s.words[lang] = words
 		s.pages[lang] = make(map[string]*template.Template)
 		for _, name := range names {
-			t, err := template.New("base.html").Funcs(s.functions(words)).ParseFS(files, "templates/base.html", name)
+			t, err := template.New("base.html").Funcs(s.functions(words)).ParseFS(files, "templates/base.html", "templates/tokens.html", name)
 			if err != nil {
 				return err
 			}

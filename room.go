@@ -153,17 +153,16 @@ func (s *Store) loadRooms() error {
 	return rows.Err()
 }
 
-// Memberships returns who is a member of which room, as the events that tell a
-// hub so.
+// Memberships returns who is a member of which room, as the events that tell so.
 func (s *Store) Memberships(ctx context.Context) (events []Event, err error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT room, user FROM members")
+	rows, err := s.read.QueryContext(ctx, "SELECT u.id, u.name, "+roomColumns+" FROM members m JOIN users u ON u.id = m.user JOIN rooms r ON r.id = m.room")
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
 	for rows.Next() {
 		e := Event{Kind: KindJoin}
-		if err := rows.Scan(&e.Room.ID, &e.Author.ID); err != nil {
+		if err := rows.Scan(append([]any{&e.Author.ID, &e.Author.Name}, e.Room.columns()...)...); err != nil {
 			return nil, err
 		}
 		events = append(events, e)
@@ -426,6 +425,11 @@ func (s *server) showAbout(w http.ResponseWriter, r *http.Request, v visitor, ro
 	manage, err := s.mayManage(r.Context(), v.User, room)
 	if err != nil {
 		return err
+	}
+	if manage {
+		if p.Tokens, err = s.store.Tokens(r.Context(), "u.bot AND r.id = ?2", room.ID); err != nil {
+			return err
+		}
 	}
 	pushes, err := s.store.Pushes(r.Context(), room.ID)
 	if err != nil {

@@ -105,18 +105,26 @@ func (s *server) dropOthers(v visitor) {
 // showAccount shows the account page after something was tried there: with what
 // went wrong, or else with the text of the key notice, if any.
 func (s *server) showAccount(w http.ResponseWriter, r *http.Request, v visitor, tried error, notice string) error {
+	return s.fillAccount(w, r, v, tried, page{Notice: s.words[v.language(r)].text(notice)})
+}
+
+// fillAccount is showAccount for a page that has more to say.
+func (s *server) fillAccount(w http.ResponseWriter, r *http.Request, v visitor, tried error, p page) error {
 	sessions, err := s.store.Sessions(r.Context(), v.User)
 	if err != nil {
 		return err
 	}
-	p := page{Sessions: sessions}
+	p.Sessions = sessions
+	if p.Tokens, err = s.store.Tokens(r.Context(), "t.user = ?2", v.ID); err != nil {
+		return err
+	}
 	if v.session != nil {
 		p.Session = Session{Hash: v.session}.ID()
 	}
 	if tried != nil {
+		p.Notice = ""
 		return s.again(w, r, v, tried, "account.html", p)
 	}
-	p.Notice = s.words[v.language(r)].text(notice)
 	return s.render(w, r, v, http.StatusOK, "account.html", p)
 }
 

@@ -1,13 +1,20 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"database/sql"
 	"errors"
+	"flag"
+	"fmt"
+	"io"
 	"net/http"
+	"strconv"
 	"strings"
+	"text/tabwriter"
 	"time"
+	"unicode"
 )
 
 // What a token is good for.
@@ -47,46 +54,45 @@ func (t Token) Posts() bool { return t.Scope != scopeRead }
 
 // CreateToken keeps a token, of which it reads user, room, scope, label, creator
 // and expires, and returns what its holder has to show, which nobody can find out
-// later. With bot, a user of that name who is a bot, or nobody yet, gets it, and a
-// bot becomes a member of the room if that is private. It fails with ErrNotFound
-// if user, room or creator is not there or not active, and with ErrTaken if the bot's name is a person's.
+// later.
+//
+//  1. With bot, a user of that name who is a bot, or nobody yet, gets it: ErrTaken if
+//     that is somebody else, or if creator has made none of the bot's tokens and is
+//     no administrator. The bot becomes a member of the room if that is private.
+//  2. ErrNotFound is for a user, room or creator who is not there or not active, and
+//     for a room that the user does not see; ErrForbidden for a bot in direct messages.
 func (s *Store) CreateToken(t Token) (secret string, err error) {
 	switch {
 	case t.Scope != scopeRead && t.Scope != scopePost && t.Scope != scopeBoth,
 		!t.Expires.IsZero() && (!t.Expires.After(time.Now()) || time.Until(t.Expires) > maxTokenLife),
-		len([]rune(t.Label)) > maxLabel:
-		return "", refuse(http.StatusBadRequest, "bad_token_form", maxLabel)
+		len([]rune(t.Label)) > maxLabel, strings.ContainsFunc(t.Label, func(r rune) bool { return !unicode.IsGraphic(r) }):
+		return "", refuse(http.StatusBadRequest, "bad_token_form", maxLabel, int(maxTokenLife.Hours()/24))
 	}
 	secret = rand.Text() // 130 bits
 	return secret, s.update(func(w *writer) error { return w.createToken(t, secret) })
 }
 
-func (w *writer) createToken(t Token, secret string) error {
-	u, err := scanUser(w.queryRow("SELECT "+userColumns+" FROM users u WHERE u.key = ?", foldName(t.User)))
-	if t.Bot && errors.Is(err, ErrNotFound) {
-		u, err = w.createBot(t.User)
-	}
-	switch {
-	case err != nil:
-		return err
-	case u.Bot != t.Bot:
-		return ErrTaken
-	case u.gone() || u.Role == RoleGuest:
-		return ErrNotFound
-	}
-	var room Room
-	if t.Room != "" {
-		if room, err = w.roomByName(t.Room); err != nil {
+func (w *writer) createToken(t Token, secret string) (err error) {
+	var creator User
+	if t.Creator != "" {
+		if creator, err = w.userByName(t.Creator); err == nil && creator.gone() {
+			err = ErrNotFound
+		}
+		if err != nil {
 			return err
 		}
-		if u.Bot && room.Private {
-			if err := w.addMember(room, u); err != nil {
-				return err
-			}
-		}
+	}
+	u, err := w.tokenUser(t, creator)
+	if err != nil {
+		return err
+	}
+	room, err := w.tokenRoom(t, u)
+	if err != nil {
+		return err
 	}
 	var many int
-	if err := w.queryRow("SELECT count(*) FROM tokens t LEFT JOIN users c ON c.id = t.creator JOIN users u ON u.id = t.user WHERE t.user = ?2 AND "+tokenWorks, w.now.UnixMilli(), u.ID).Scan(&many); err != nil {
+	if err := w.queryRow("SELECT count(*) FROM tokens t JOIN users u ON u.id = t.user LEFT JOIN users c ON c.id = t.creator WHERE t.user = ?2 AND "+tokenWorks,
+		w.now.UnixMilli(), u.ID).Scan(&many); err != nil {
 		return err
 	}
 	if many >= maxTokens {
@@ -96,15 +102,63 @@ func (w *writer) createToken(t Token, secret string) error {
 	if !t.Expires.IsZero() {
 		expires = t.Expires.UnixMilli()
 	}
-	var found bool
-	err = w.queryRow(`
-		INSERT INTO tokens (hash, user, room, scope, label, creator, created, expires)
-		VALUES (?, ?, ?, ?, ?, (SELECT id FROM users WHERE key = ?6 AND deactivated IS NULL), ?, ?) RETURNING (creator IS NOT NULL) = (?6 != '')`,
-		hashToken(secret), u.ID, orNull(room.ID), t.Scope, t.Label, foldName(t.Creator), w.now.UnixMilli(), expires).Scan(&found)
-	if err == nil && !found {
-		err = ErrNotFound
+	err = w.exec("INSERT INTO tokens (hash, user, room, scope, label, creator, created, expires) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+		hashToken(secret), u.ID, orNull(room.ID), t.Scope, t.Label, orNull(creator.ID), w.now.UnixMilli(), expires)
+	if err == nil {
+		err = w.auditToken(creator, u, "token.create", room.Name)
 	}
 	return err
+}
+
+func (w *writer) userByName(name string) (User, error) {
+	return scanUser(w.queryRow("SELECT "+userColumns+" FROM users u WHERE u.key = ?", foldName(name)))
+}
+
+// tokenUser returns whose token t is to be, and makes the bot if need be.
+func (w *writer) tokenUser(t Token, creator User) (u User, err error) {
+	u, err = w.userByName(t.User)
+	if t.Bot && errors.Is(err, ErrNotFound) {
+		return w.createBot(t.User)
+	}
+	switch {
+	case err != nil:
+		return u, err
+	case !t.Bot && (u.Bot || u.Role == RoleGuest || u.gone()):
+		return u, ErrNotFound
+	case t.Bot && (!u.Bot || u.gone()):
+		return u, ErrTaken
+	case t.Bot && creator.ID != 0 && creator.Role != RoleAdmin:
+		err = w.queryRow("SELECT 1 FROM tokens WHERE user = ? AND creator = ?", u.ID, creator.ID).Scan(new(int))
+		if errors.Is(err, sql.ErrNoRows) {
+			err = ErrTaken
+		}
+	}
+	return u, err
+}
+
+// tokenRoom returns the only room that t is to be for, if any, where u may speak.
+func (w *writer) tokenRoom(t Token, u User) (room Room, err error) {
+	if t.Room == "" {
+		return room, nil
+	}
+	if room, err = w.roomByName(t.Room); err != nil {
+		return room, err
+	}
+	switch {
+	case u.Bot && room.direct():
+		err = ErrForbidden
+	case u.Bot && room.Private:
+		err = w.addMember(room, u)
+	}
+	return room, cmp.Or(err, w.checkRoom(&Event{Room: room, Author: u}))
+}
+
+// auditToken writes down what administrators do with bots, and the command line with anybody.
+func (w *writer) auditToken(by, u User, action, detail string) error {
+	if by.ID != 0 && (by.Role != RoleAdmin || !u.Bot) {
+		return nil
+	}
+	return w.audit(by, action, u.Name, detail)
 }
 
 // createBot makes a user who has no password and comes in by tokens only.
@@ -158,15 +212,23 @@ func (s *Store) Tokens(ctx context.Context, where string, args ...any) (all []To
 	return all, rows.Err()
 }
 
-// RevokeToken makes a token useless. It fails with ErrNotFound if there is none
-// with that id that has not been revoked.
-func (s *Store) RevokeToken(id int64) error {
+// RevokeToken makes a token useless: one of by's own or of a bot for room, or any
+// one if by is the zero User, the command line. It fails with ErrNotFound if there
+// is none with that id that has not been revoked.
+func (s *Store) RevokeToken(id int64, by User, room Room) error {
 	return s.update(func(w *writer) error {
-		err := w.queryRow("UPDATE tokens SET revoked = ? WHERE id = ? AND revoked IS NULL RETURNING id", w.now.UnixMilli(), id).Scan(&id)
+		var u User
+		err := w.queryRow(`
+			UPDATE tokens SET revoked = ?1
+			WHERE id = ?2 AND revoked IS NULL AND (?3 = 0 OR user = ?3 OR room = ?4 AND user IN (SELECT id FROM users WHERE bot))
+			RETURNING (SELECT name FROM users WHERE id = user), (SELECT bot FROM users WHERE id = user)`, w.now.UnixMilli(), id, by.ID, room.ID).Scan(&u.Name, &u.Bot)
 		if errors.Is(err, sql.ErrNoRows) {
 			err = ErrNotFound
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		return w.auditToken(by, u, "token.revoke", fmt.Sprint("#", id))
 	})
 }
 
@@ -200,4 +262,194 @@ func (s *Store) TokenVisitor(ctx context.Context, hash []byte) (v visitor, err e
 // may reports whether v may do what a scope allows. Who has no token may.
 func (v visitor) may(scope string) bool {
 	return v.token == 0 || v.scope == scopeBoth || v.scope == scope
+}
+
+// madeToken is what the page shows about a token that was just made.
+type madeToken struct {
+	Secret string   // nobody sees it again
+	Lines  []string // that use it, for a shell
+}
+
+// handleTokens makes or revokes a token of the visitor's own.
+func (s *server) handleTokens(w http.ResponseWriter, r *http.Request, v visitor) error {
+	if err := r.ParseForm(); err != nil {
+		return badForm(err)
+	}
+	if v.Role == RoleGuest {
+		return ErrForbidden
+	}
+	var p page
+	var err error
+	p.Made, err = s.changeTokens(r, v, Token{User: v.Name, Room: strings.TrimSpace(r.PostFormValue("room"))}, Room{})
+	if err != nil {
+		p.Form = formOf(r, "label", "scope", "room", "days")
+	}
+	return s.fillAccount(w, r, v, err, p)
+}
+
+// handleBots makes or revokes a token of a bot for a room.
+func (s *server) handleBots(w http.ResponseWriter, r *http.Request, v visitor) error {
+	if err := r.ParseForm(); err != nil {
+		return badForm(err)
+	}
+	room, err := s.enter(r, v, r.PathValue("room"))
+	if err != nil {
+		return err
+	}
+	manage, err := s.mayManage(r.Context(), v.User, room)
+	if err == nil && !manage {
+		err = ErrForbidden
+	}
+	if err != nil {
+		return err
+	}
+	p, status := page{}, http.StatusOK
+	p.Made, err = s.changeTokens(r, v, Token{Bot: true, Room: room.Name}, room)
+	if err != nil {
+		problem := problemOf(err)
+		if problem.status >= http.StatusInternalServerError {
+			return err
+		}
+		status, p.Error, p.Form = problem.status, s.sentence(v.language(r), problem), formOf(r, "username", "label", "scope", "days")
+	}
+	return s.showAbout(w, r, v, room, status, p)
+}
+
+// changeTokens does what the form of a page with tokens asks: it makes t with what
+// is in the form, or revokes a token, as RevokeToken does, and closes its sockets.
+func (s *server) changeTokens(r *http.Request, v visitor, t Token, room Room) (made *madeToken, err error) {
+	if r.PostFormValue("action") == "revoke" {
+		id, _, err := numberOf(r, "id")
+		if err == nil {
+			err = s.store.RevokeToken(id, v.User, room)
+		}
+		if err == nil {
+			s.hub.Drop(func(m *member) bool { return m.token == id })
+		}
+		return nil, err
+	}
+	if t.Bot {
+		if t.User, err = ownName(r); err != nil {
+			return nil, err
+		}
+	}
+	days, limited, err := numberOf(r, "days")
+	if err != nil {
+		return nil, err
+	}
+	if limited {
+		t.Expires = time.Now().AddDate(0, 0, int(min(days, 10_000)))
+	}
+	if room, err := s.store.Room(t.Room); err == nil { // as it is spelt, for the lines
+		t.Room = room.Name
+	}
+	t.Scope, t.Label, t.Creator = r.PostFormValue("scope"), strings.TrimSpace(r.PostFormValue("label")), v.Name
+	if err := s.posts.check("tokens of user " + v.Name); err != nil {
+		return nil, err
+	}
+	secret, err := s.store.CreateToken(t)
+	if errors.Is(err, ErrNotFound) {
+		err = refuse(http.StatusNotFound, "unknown_room")
+	}
+	if err != nil {
+		return nil, err
+	}
+	curl := fmt.Sprintf(`curl -H "Authorization: Bearer %s" `, secret)
+	address := cmp.Or(s.public, "http://"+r.Host) + roomPath(cmp.Or(t.Room, lobby))
+	made = &madeToken{Secret: secret}
+	if t.Posts() {
+		made.Lines = append(made.Lines, curl+"-d hello "+address)
+	}
+	if t.Reads() {
+		made.Lines = append(made.Lines, curl+"-N "+address)
+	}
+	return made, nil
+}
+
+// token is `chatd token`: it works on the database, whether or not chatd runs.
+func token(args []string, stdout io.Writer) error {
+	flags := flag.NewFlagSet("chatd token", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	data := flags.String("data", "./data", "")
+	days := flags.Int("days", 0, "")
+	person, bot := flags.String("user", "", ""), flags.String("bot", "", "")
+	var t Token
+	flags.StringVar(&t.Room, "room", "", "")
+	flags.StringVar(&t.Scope, "scope", scopeBoth, "")
+	flags.StringVar(&t.Label, "label", "", "")
+	words, err := parseWords(flags, args)
+	if err != nil {
+		return err
+	}
+	command := strings.Join(words, " ")
+	id, isRevoke := strings.CutPrefix(command, "revoke ")
+	if command != "list" && !isRevoke && (command != "add" || (*person == "") == (*bot == "")) {
+		return errors.New("say chatd token add -user NAME, chatd token add -bot NAME, chatd token list or chatd token revoke ID")
+	}
+	store, err := OpenStore(*data, func([]Event) {})
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	switch {
+	case command == "list":
+		return listTokens(store, stdout)
+	case isRevoke:
+		number, err := strconv.ParseInt(id, 10, 64)
+		if err == nil {
+			err = store.RevokeToken(number, User{}, Room{})
+		}
+		if err != nil {
+			err = fmt.Errorf("token %s: %w", id, err)
+		}
+		return err
+	}
+	if t.User, t.Bot = cmp.Or(*person, *bot), *bot != ""; t.Bot {
+		if t.User, err = userName(*bot); err != nil {
+			return fmt.Errorf("%q cannot be a user's name", *bot)
+		}
+	}
+	if *days != 0 {
+		t.Expires = time.Now().AddDate(0, 0, *days)
+	}
+	secret, err := store.CreateToken(t)
+	if p, ok := errors.AsType[*problem](err); ok && p.code == "bad_token_form" {
+		return fmt.Errorf("a token has -scope read, post or both, a -label of at most %d characters and at most %d -days", p.args...)
+	}
+	if err != nil {
+		return fmt.Errorf("token for %s: %w", t.User, err)
+	}
+	_, err = fmt.Fprintln(stdout, secret)
+	return err
+}
+
+func listTokens(store *Store, stdout io.Writer) error {
+	all, err := store.Tokens(context.Background(), "1")
+	if err != nil {
+		return err
+	}
+	date := func(t time.Time, layout string) string {
+		if t.IsZero() {
+			return "never"
+		}
+		return t.Format(layout)
+	}
+	table := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "ID\tWHO\tROOM\tSCOPE\tLABEL\tMADE\tUSED\tEXPIRES\tSTATE")
+	for _, t := range all {
+		state := "works"
+		switch {
+		case t.Revoked:
+			state = "revoked"
+		case !t.Works:
+			state = "ended"
+		}
+		who := t.User
+		if t.Bot {
+			who += " (bot)"
+		}
+		fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", t.ID, who, cmp.Or(t.Room, "all"), t.Scope, cmp.Or(t.Label, "-"),
+			date(t.Created, time.DateOnly), date(t.Used, "2006-01-02 15:04"), date(t.Expires, time.DateOnly), state)
+	}
+	return table.Flush()
 }

@@ -196,7 +196,7 @@ function buildRow(m) {
   author.dir = body.dir = "auto";
   time.dateTime = m.time;
   showTime(time, clockFormat.format);
-  const head = make("div", "head", author, " ", ...m.guest ? [make("span", "tag", t("guest")), " "] : [], time);
+  const head = make("div", "head", author, " ", ...m.guest || m.bot ? [make("span", "tag", t(m.bot ? "bot" : "guest")), " "] : [], time);
   const li = make("li", isOwn(m) ? "own" : "", makeAvatar(m.username), head, body, make("span", "mark"));
   li.dataset.author = m.username;
   if (m.id) li.dataset.id = m.id;
