@@ -44,12 +44,18 @@ const usage = `chatd is a team-chat daemon: one binary, one data directory.
   chatd invite [-admin]              print a link that makes an account
   chatd invite -reset NAME           … that lets the user choose a new password
   chatd invite -guest ROOM           … that lets a guest into one room
+  chatd tail ROOM [-n 10] [-json]    print what was and is said in a room
+  chatd say ROOM [TEXT...]           say it, or each line of standard input
+  chatd chat ROOM                    both
   chatd version
   chatd help
 
 The user commands take the password from standard input, or make one up and print
 it if that is a terminal. A link is good for -days 7 and -uses 1, and begins with
 -url http://localhost:8080. All find the data with -data, and work while chatd runs.
+
+tail, say and chat work from anywhere: -url, or CHATD_URL, says where chatd is. They
+come in by the token in CHATD_TOKEN, or in the file that -token-file names.
 
 Flags:
 `
@@ -76,6 +82,8 @@ func run(ctx context.Context, args []string, stdin *os.File, stdout, stderr io.W
 		return user(args, stdin, stdout)
 	case "invite":
 		return invite(args, stdout)
+	case "tail", "say", "chat":
+		return runClient(ctx, command, args, stdin, stdout, stderr)
 	case "version":
 		fmt.Fprintln(stdout, version())
 		return nil
@@ -355,14 +363,9 @@ func user(args []string, stdin *os.File, stdout io.Writer) error {
 	flags.SetOutput(io.Discard)
 	data := flags.String("data", "./data", "")
 	admin := flags.Bool("admin", false, "")
-	var words []string // flags may stand anywhere
-	for len(args) > 0 {
-		if err := flags.Parse(args); err != nil {
-			return err
-		}
-		if args = flags.Args(); len(args) > 0 {
-			words, args = append(words, args[0]), args[1:]
-		}
+	words, err := parseWords(flags, args)
+	if err != nil {
+		return err
 	}
 	if len(words) != 2 || words[0] != "add" && words[0] != "passwd" {
 		return errors.New("say chatd user add NAME or chatd user passwd NAME")
@@ -399,6 +402,20 @@ func user(args []string, stdin *os.File, stdout io.Writer) error {
 		fmt.Fprintf(stdout, "The password of %s is %s\n", name, password)
 	}
 	return nil
+}
+
+// parseWords returns what is no flag. Flags may stand anywhere, up to a --.
+func parseWords(flags *flag.FlagSet, args []string) (words []string, err error) {
+	for {
+		if err := flags.Parse(args); err != nil {
+			return nil, err
+		}
+		rest := flags.Args()
+		if n := len(args) - len(rest); len(rest) == 0 || n > 0 && args[n-1] == "--" {
+			return append(words, rest...), nil
+		}
+		words, args = append(words, rest[0]), rest[1:]
+	}
 }
 
 // readPassword reads a line, or makes a password up when nobody has prepared one.
