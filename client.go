@@ -55,15 +55,15 @@ type client struct {
 	since   *int64        // the cursor; nil until everything before it is printed
 	wait    time.Duration // before the next try to connect; 0: it has never worked
 
-	lines    <-chan string // what is to be said; nil after the last
-	inputErr error         // why it ended there; readable then
-	queue    []string      // lines that are not known to be on disk
-	under    int           // how many of them, from the first, are the message under way
-	cid      string        // of that message
-	tries    int           // how often it was sent
-	awaiting bool          // the answer to it, or the welcome
-	together bool          // the next message takes all lines that fit
-	turn     <-chan time.Time
+	lines    <-chan string    // what is to be said; nil after the last
+	inputErr error            // why it ended there; readable then
+	queue    []string         // lines that are not known to be on disk
+	under    int              // how many of them, from the first, are the message under way
+	cid      string           // of that message
+	tries    int              // how often it was sent
+	awaiting bool             // the answer to it, or the welcome
+	together bool             // the next message takes all lines that fit
+	turn     <-chan time.Time // comes when it may be sent; nil: now
 }
 
 // refusal is an error after which trying again makes no sense.
@@ -90,6 +90,7 @@ func runClient(ctx context.Context, command string, args []string, stdin *os.Fil
 	if c.url, err = parsePublic(*server); err != nil {
 		return err
 	}
+	c.url.Host = strings.ToLower(c.url.Host) // as x/net has it in Origin, which has to be the same
 	token := []byte(os.Getenv("CHATD_TOKEN"))
 	if *tokenFile != "" {
 		if token, err = os.ReadFile(*tokenFile); err != nil {
@@ -187,22 +188,8 @@ func (c *client) converse(ctx context.Context) error {
 		return err
 	}
 	c.awaiting = true
-	frames := make(chan string)
-	var lost error // readable once frames is closed
-	go func() {
-		defer close(frames)
-		for {
-			var text string
-			if lost = websocket.Message.Receive(ws, &text); lost != nil { // an EOF also for a Close frame
-				return
-			}
-			select {
-			case frames <- text:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
+	frames, lost := make(chan string), make(chan error, 1)
+	go func() { lost <- readFrames(ctx, ws, frames) }()
 	for c.lines != nil || len(c.queue) > 0 {
 		lines := c.lines
 		if c.fits() < len(c.queue) { // enough for now
@@ -211,10 +198,9 @@ func (c *client) converse(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case text, ok := <-frames:
-			if !ok {
-				return lost
-			}
+		case err := <-lost:
+			return err
+		case text := <-frames:
 			if err := c.receive(ctx, text); err != nil {
 				return err
 			}
@@ -232,6 +218,22 @@ func (c *client) converse(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// readFrames passes on what the server sends. A Close frame is an EOF to x/net, and
+// needs no more: whatever its code, trying to come back shows whether we may.
+func readFrames(ctx context.Context, ws *websocket.Conn, frames chan<- string) error {
+	for {
+		var text string
+		if err := websocket.Message.Receive(ws, &text); err != nil {
+			return err
+		}
+		select {
+		case frames <- text:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // dial opens the socket. x/net would do it alone, but shows neither the server's

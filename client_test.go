@@ -189,6 +189,7 @@ func TestClientRefused(t *testing.T) {
 		{read, "tail", "wants a room"},
 		{read, "tail ops lobby", "wants a room"},
 		{read, "tail ops -url ftp://x", "ftp"},
+		{read, "tail nowhere -url " + strings.Replace(d.url(""), "127.0.0.1", "LocalHost", 1), "no room"},
 		{read, "tail ops -url " + elsewhere.URL + "/not/here", "/not/here/ws: 404 Not Found\n"},
 		{read, "tail ops -url http://127.0.0.1:1", "refused"},
 		{read, "tail ops -url https" + strings.TrimPrefix(d.url(""), "http"), "tls"},
@@ -236,7 +237,7 @@ func isCount(t *testing.T, what string, got []string, n int) {
 // chatd is killed and stopped in the middle: nothing is missing, nothing comes twice.
 func TestClientOutage(t *testing.T) {
 	const lines = 4000
-	d, _ := newRoom(t, "-rate", "300")
+	d, ann := newRoom(t, "-rate", "300")
 	tail := d.terminal(d.token(scopeRead), nil, "tail", "ops")
 	tail.saw("begin")
 	in, out := io.Pipe()
@@ -255,6 +256,8 @@ func TestClientOutage(t *testing.T) {
 			d.kill()
 		}
 		d.start()
+		d.say(ann, "ops", fmt.Sprint("away ", i))
+		tail.saw(fmt.Sprintf("away %d\n", i))
 	}
 	if err := say.cmd.Wait(); err != nil {
 		t.Errorf("say: %v\n%s", err, say.log)
@@ -266,14 +269,22 @@ func TestClientOutage(t *testing.T) {
 	}
 	isCount(t, "tail", printed, lines)
 	said, _ := d.said()
+	said = slices.DeleteFunc(said, func(line string) bool { return strings.HasPrefix(line, "away") })
 	isCount(t, "log", said, lines)
-	if n := strings.Count(tail.log.String(), "connection lost"); n != 3 {
-		t.Errorf("tail lost the connection %d times:\n%.300s", n, tail.log)
+	lost, away := strings.Count(tail.log.String(), "connection lost"), strings.Count(tail.log.String(), "ann: away")
+	if lost != 3 || away != 3 {
+		t.Errorf("tail lost the connection %d times, and saw %d messages of then", lost, away)
+	}
+	d.kill()
+	execSQL(t, d.dir, "UPDATE tokens SET revoked = 1").Close()
+	d.start()
+	if err := tail.cmd.Wait(); err == nil || !strings.HasSuffix(tail.log.String(), "/ws: 401 Unauthorized\n") {
+		t.Errorf("without its token tail goes on: %v\n%.300s", err, tail.log)
 	}
 }
 
-// A message that may be on disk is sent again as it was, even if it is told to wait;
-// one that was refused at once takes the lines along that came meanwhile.
+// A message that may be on disk is sent again as it was, even if it is told to wait.
+// The next one takes the lines along that came meanwhile.
 func TestClientRetries(t *testing.T) {
 	var sent []clientFrame
 	fake := httptest.NewServer(websocket.Handler(func(ws *websocket.Conn) {
@@ -290,7 +301,8 @@ func TestClientRetries(t *testing.T) {
 			case 1: // no answer
 				return
 			case 2, 4:
-				websocket.Message.Send(ws, `{"type":"error","code":"too_fast","cid":"`+f.CID+`"}`)
+				code := map[int]string{2: "too_fast", 4: "storage"}[len(sent)]
+				websocket.Message.Send(ws, `{"type":"error","code":"`+code+`","cid":"`+f.CID+`"}`)
 			default:
 				websocket.Message.Send(ws, `{"type":"message","id":1,"cid":"`+f.CID+`"}`)
 			}
@@ -310,7 +322,7 @@ func TestClientRetries(t *testing.T) {
 	var got []string
 	for i, f := range sent {
 		got = append(got, f.Message)
-		if again := i == 1 || i == 2; i > 0 && again != (f.CID == sent[i-1].CID) {
+		if again := i != 3; i > 0 && again != (f.CID == sent[i-1].CID) {
 			t.Errorf("message %d has cid %s, the one before %s", i, f.CID, sent[i-1].CID)
 		}
 	}
