@@ -178,11 +178,17 @@ func TestClientRefused(t *testing.T) {
 	read, post := d.token(scopeRead), d.token(scopePost)
 	elsewhere := httptest.NewServer(http.NotFoundHandler())
 	defer elsewhere.Close()
+	directory, err := os.Open(d.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer directory.Close()
 	for _, test := range []struct{ token, args, want string }{
 		{"wrong", "tail ops", "/ws: 401 Unauthorized\n"},
 		{"wrong", "say ops hello", "401"},
 		{"", "say ops hello", "no token"},
 		{read, "say ops hello", "(token_scope)\n"},
+		{post, "say ops", "is a directory\n"},
 		{post, "tail ops", `no room "ops"`},
 		{read, "tail nowhere", `no room "nowhere"`},
 		{post, "say nowhere hello", "(unknown_room)\n"},
@@ -196,7 +202,7 @@ func TestClientRefused(t *testing.T) {
 		{read, "tail ops -token-file " + d.dir + "/none", "none"},
 		{post, "say ops " + strings.Repeat("x", maxMessage+1), "(too_long)\n"},
 	} {
-		c := d.terminal(test.token, nil, strings.Fields(test.args)...)
+		c := d.terminal(test.token, directory, strings.Fields(test.args)...)
 		err := c.cmd.Wait()
 		if out := c.log.String(); err == nil || strings.Count(out, "\n") != 1 || !strings.HasPrefix(out, "chatd: ") || !strings.Contains(out, test.want) {
 			t.Errorf("%.40s: %v, want a line with %q in\n%s", test.args, err, test.want, out)
