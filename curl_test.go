@@ -143,14 +143,14 @@ func TestOthersClients(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		heard[name] = runClient(t, c)
+		heard[name] = startProgram(t, c)
 		say[name] = func(text string) { fmt.Fprintln(stdin, text) }
 		if !heard[name].await("connected") {
 			need(t, name+" does not connect, install node-ws and python3-websockets: "+heard[name].String())
 		}
 	}
 	room, bearer := d.url("/chat/%E5%A4%A7%E5%8E%85/"), "Authorization: Bearer "+token("curl")
-	heard["curl"] = runClient(t, curl(t, "-i", "-H", bearer, room))
+	heard["curl"] = startProgram(t, curl(t, "-i", "-H", bearer, room))
 	say["curl"] = func(text string) {
 		if out, err := curl(t, "-H", bearer, "-d", text, room).CombinedOutput(); err != nil {
 			t.Errorf("curl: %v, %s", err, out)
@@ -202,8 +202,8 @@ func TestOthersClients(t *testing.T) {
 	round("back again from ", "browser", "npm", "python")
 }
 
-// runClient starts a program, which is killed at the end, and returns what it says.
-func runClient(t *testing.T, c *exec.Cmd) *lockedBuffer {
+// startProgram starts a program, which is killed at the end, and returns what it says.
+func startProgram(t *testing.T, c *exec.Cmd) *lockedBuffer {
 	t.Helper()
 	said := &lockedBuffer{grown: make(chan struct{}, 1)}
 	c.Stdout, c.Stderr = said, said

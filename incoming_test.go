@@ -60,7 +60,7 @@ func TestSignedWebhook(t *testing.T) {
 			}
 			keys[k.User] = fmt.Sprint(i+1, " ", hex.EncodeToString(hashToken(secret)))
 		}
-		if err := s.store.RevokeToken(5); err != nil {
+		if err := s.store.RevokeToken(5, User{}, Room{}); err != nil {
 			t.Fatal(err)
 		}
 		keys["nobody"] = "99 x"

@@ -49,6 +49,9 @@ const usage = `chatd is a team-chat daemon: one binary, one data directory.
   chatd token add -bot NAME          … as a bot, which is made if it is not there
   chatd token list
   chatd token revoke ID
+  chatd tail ROOM [-n 10] [-json]    print what was and is said in a room
+  chatd say ROOM [TEXT...]           say it, or each line of standard input
+  chatd chat ROOM                    both
   chatd version
   chatd help
 
@@ -57,6 +60,9 @@ it if that is a terminal. A link is good for -days 7 and -uses 1, and begins wit
 -url http://localhost:8080. A token is for all rooms or one -room, has a -scope of
 read, post or both, may have a -label, and works for ever or so many -days. All
 find the data with -data, and work while chatd runs.
+
+tail, say and chat work from anywhere: -url, or CHATD_URL, says where chatd is. They
+come in by the token in CHATD_TOKEN, or in the file that -token-file names.
 
 Flags:
 `
@@ -85,6 +91,8 @@ func run(ctx context.Context, args []string, stdin *os.File, stdout, stderr io.W
 		return invite(args, stdout)
 	case "token":
 		return token(args, stdout)
+	case "tail", "say", "chat":
+		return runClient(ctx, command, args, stdin, stdout, stderr)
 	case "version":
 		fmt.Fprintln(stdout, version())
 		return nil
@@ -415,17 +423,18 @@ func user(args []string, stdin *os.File, stdout io.Writer) error {
 	return nil
 }
 
-// parseWords parses args with the flags anywhere and returns what is none.
+// parseWords returns what is no flag. Flags may stand anywhere, up to a --.
 func parseWords(flags *flag.FlagSet, args []string) (words []string, err error) {
-	for len(args) > 0 {
+	for {
 		if err := flags.Parse(args); err != nil {
 			return nil, err
 		}
-		if args = flags.Args(); len(args) > 0 {
-			words, args = append(words, args[0]), args[1:]
+		rest := flags.Args()
+		if n := len(args) - len(rest); len(rest) == 0 || n > 0 && args[n-1] == "--" {
+			return append(words, rest...), nil
 		}
+		words, args = append(words, rest[0]), rest[1:]
 	}
-	return words, nil
 }
 
 // readPassword reads a line, or makes a password up when nobody has prepared one.
