@@ -111,7 +111,7 @@ func (s *server) routes() http.Handler {
 	tokened("GET /ws/push/{room}", scopeRead, s.roomSocket(dialectPush, parseNothing))
 	tokened("GET /ws/{room}/{$}", "", s.roomSocket(dialectPlain, parsePlain))
 	tokened("GET /room/{room}/{$}", "", s.roomSocket(dialectPlain, parsePlain))
-	handle("GET /", func(http.ResponseWriter, *http.Request, visitor) error { return ErrNotFound })
+	tokened("GET /", "", func(http.ResponseWriter, *http.Request, visitor) error { return ErrNotFound })
 
 	protected := http.NewCrossOriginProtection()
 	protected.SetDenyHandler(s.handler(func(http.ResponseWriter, *http.Request, visitor) error {

@@ -181,7 +181,7 @@ func (h *Hub) Join(m *member) (last int64, err error) {
 		p.members = append(p.members, m)
 		h.news[m.user.ID] = struct{}{}
 	}
-	if m.room == followsRooms {
+	if m.room == followsRooms && m.user.Only == 0 {
 		m.push(h.everyone)
 	}
 	return h.last, nil
@@ -464,7 +464,9 @@ func (h *Hub) announce() {
 	f.Type = "presence"
 	frame := appendFrame(nil, opText, encodeJSON(f))
 	for _, m := range h.rooms[followsRooms] {
-		m.push(frame)
+		if m.user.Only == 0 { // a token for one room says nothing about others
+			m.push(frame)
+		}
 	}
 	h.listOnline()
 }

@@ -416,6 +416,9 @@ func token(args []string, stdout io.Writer) error {
 	if p, ok := errors.AsType[*problem](err); ok && p.code == "bad_token_form" {
 		return fmt.Errorf("a token has -scope read, post or both, a -label of at most %d characters and at most %d -days", p.args...)
 	}
+	if errors.Is(err, ErrNotFound) && t.Room != "" {
+		return fmt.Errorf("token for %s: there is no room %s that it sees; enter the room once, and it is there", t.User, t.Room)
+	}
 	if err != nil {
 		return fmt.Errorf("token for %s: %w", t.User, err)
 	}
