@@ -169,6 +169,7 @@ func newTestServer(t *testing.T, dir string, guests bool) *testServer {
 			<-*gate
 		}
 		hub.Publish(events)
+		ts.hooks.nudge(events)
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -179,13 +180,16 @@ func newTestServer(t *testing.T, dir string, guests bool) *testServer {
 	}
 	hub = NewHub(last, 0, 0)
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
-	ts.server, err = newServer(config{guests: guests, rate: 5, trust: "127.0.0.0/8"}, store, hub, log)
+	ts.server, err = newServer(config{guests: guests, rate: 5, trust: "127.0.0.0/8", hookAllow: "127.0.0.0/8"}, store, hub, log)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ts.http = ts.httpServer()
 	go ts.http.Serve(ts.listener)
 	t.Cleanup(ts.close)
+	if err := ts.hooks.start("http://chat.test"); err != nil {
+		t.Fatal(err)
+	}
 	return ts
 }
 
@@ -196,6 +200,7 @@ func (s *testServer) close() {
 	}
 	s.closed = true
 	s.http.Close()
+	s.hooks.close()
 	s.hub.Close()
 	if err := s.store.Close(); err != nil {
 		s.t.Error(err)

@@ -31,6 +31,7 @@ var files embed.FS
 type server struct {
 	store *Store
 	hub   *Hub
+	hooks *hooks
 	log   *slog.Logger
 
 	public        string         // URL, "" for that of the listener
@@ -97,6 +98,8 @@ func (s *server) routes() http.Handler {
 	handle("POST /admin/messages", s.adminOnly(s.handleDeleteMessages))
 	handle("GET /admin/invites/{$}", s.adminOnly(s.handleInvites))
 	handle("POST /admin/invites", s.adminOnly(s.handleChangeInvites))
+	handle("GET /admin/hooks/{$}", s.adminOnly(s.handleHooks))
+	handle("POST /admin/hooks", s.adminOnly(s.handleChangeHooks))
 	handle("GET /admin/rooms/{$}", s.adminOnly(s.handleAdminRooms))
 	handle("GET /admin/audit/{$}", s.adminOnly(s.handleAudit))
 

@@ -103,6 +103,7 @@ func version() string {
 // config is what the flags of `chatd` say.
 type config struct {
 	addr, data, url, trust, origins, log string
+	hookAllow                            string
 	guests, register                     bool
 	authHeader                           string
 	authCreate                           bool
@@ -117,6 +118,7 @@ func serveFlags(c *config) *flag.FlagSet {
 	f.StringVar(&c.data, "data", "./data", "keep everything in `directory`")
 	f.StringVar(&c.url, "url", "", "public `URL`, if it is not http://host:port; its path is where everything lives")
 	f.StringVar(&c.trust, "trust", "127.0.0.0/8,::1/128", "believe X-Forwarded-For, and -auth-header, from these `networks`")
+	f.StringVar(&c.hookAllow, "hook-allow", "", "let webhooks reach these `networks` too, not only public addresses")
 	f.StringVar(&c.origins, "origins", "", "further `origins`, comma-separated, whose pages may open sockets")
 	f.BoolVar(&c.guests, "guests", false, "let visitors without an account into public rooms")
 	f.BoolVar(&c.register, "register", false, "let visitors make themselves an account")
@@ -145,9 +147,10 @@ func socketsFor(descriptors int) int { return max(descriptors-spareDescriptors, 
 // serve builds store, hub and server in this order, and takes them down in reverse:
 //
 //  1. No request is taken any more; those under way end within pagesWait.
-//  2. Hub.Close: each socket stops reading, waits for the answers to what it has
+//  2. Webhooks stop; what was under way is tried again after the next start.
+//  3. Hub.Close: each socket stops reading, waits for the answers to what it has
 //     sent to the store, and says that the server restarts.
-//  3. Store.Close: what is still queued is committed. Nobody is left to append.
+//  4. Store.Close: what is still queued is committed. Nobody is left to append.
 //
 // So what was taken is answered, and what was acknowledged is on disk. A kill -9
 // in between only costs answers, and whoever has none sends again.
@@ -176,7 +179,11 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) (err er
 	}
 	defer unlock()
 	var hub *Hub
-	store, err := OpenStore(c.data, func(events []Event) { hub.Publish(events) })
+	var s *server
+	store, err := OpenStore(c.data, func(events []Event) {
+		hub.Publish(events)
+		s.hooks.nudge(events)
+	})
 	if err != nil {
 		return err
 	}
@@ -187,12 +194,16 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) (err er
 	}
 	hub = NewHub(last, c.maxConns, c.maxConnsPerAddr)
 	defer hub.Close()
-	s, err := newServer(c, store, hub, log)
+	s, err = newServer(c, store, hub, log)
 	if err != nil {
 		return err
 	}
 	listener, err := net.Listen("tcp", c.addr)
 	if err != nil {
+		return err
+	}
+	defer s.hooks.close()
+	if err := s.hooks.start(s.publicURL(listener.Addr())); err != nil {
 		return err
 	}
 	return s.serve(ctx, listener, stderr)
@@ -254,13 +265,14 @@ func newServer(c config, store *Store, hub *Hub, log *slog.Logger) (*server, err
 	if strings.ContainsAny(c.authHeader, " :=") {
 		return nil, fmt.Errorf("-auth-header: %q is not like Remote-User", c.authHeader)
 	}
-	for network := range splitList(c.trust) {
-		p, err := netip.ParsePrefix(network)
-		if err != nil {
-			return nil, fmt.Errorf("-trust: %w", err)
-		}
-		s.trusted = append(s.trusted, p)
+	if s.trusted, err = parseNetworks(c.trust); err != nil {
+		return nil, fmt.Errorf("-trust: %w", err)
 	}
+	allowed, err := parseNetworks(c.hookAllow)
+	if err != nil {
+		return nil, fmt.Errorf("-hook-allow: %w", err)
+	}
+	s.hooks = newHooks(store, log, allowed)
 	for origin := range splitList(c.origins) {
 		if err := s.socketOrigins.AddTrustedOrigin(origin); err != nil {
 			return nil, fmt.Errorf("-origins: %w", err)
@@ -288,6 +300,17 @@ func parsePublic(public string) (*url.URL, error) {
 		return nil, fmt.Errorf("-url: %q is not like https://chat.example.org/path", public)
 	}
 	return u, nil
+}
+
+func parseNetworks(list string) (networks []netip.Prefix, err error) {
+	for network := range splitList(list) {
+		p, err := netip.ParsePrefix(network)
+		if err != nil {
+			return nil, err
+		}
+		networks = append(networks, p)
+	}
+	return networks, nil
 }
 
 func splitList(list string) func(yield func(string) bool) {
