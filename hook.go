@@ -33,17 +33,16 @@ import (
 // and whose answers a bot says there. The log is its queue.
 
 const (
-	maxHooks        = 100
-	maxHookURL      = 2000 // bytes
-	maxHookAnswer   = 64 << 10
-	hookTimeout     = 10 * time.Second // for one try, answer included
-	hookRest        = time.Hour        // between two tries, at most
-	hookPatience    = 24 * time.Hour   // a message that fails when it is older is given up
-	hookKeepAlive   = 30 * time.Second
-	maxHookError    = 200  // characters
-	countBehind     = 1000 // counting stops here
-	keptDeliveries  = 1000
-	shownDeliveries = 50
+	maxHooks       = 100
+	maxHookURL     = 2000 // bytes
+	maxHookAnswer  = 64 << 10
+	hookTimeout    = 10 * time.Second // for one try, answer included
+	hookRest       = time.Hour        // between two tries, at most
+	hookPatience   = 24 * time.Hour   // a message that fails when it is older is given up
+	hookKeepAlive  = 30 * time.Second
+	maxHookError   = 200  // characters
+	countBehind    = 1000 // counting stops here
+	keptDeliveries = 1000
 )
 
 // Hook is a webhook.
@@ -541,7 +540,7 @@ func (s *server) showHooks(w http.ResponseWriter, r *http.Request, v visitor, p 
 	if err != nil {
 		return err
 	}
-	deliveries, err := s.store.Deliveries(r.Context(), shownDeliveries)
+	deliveries, err := s.store.Deliveries(r.Context(), historyPage)
 	if err != nil {
 		return err
 	}

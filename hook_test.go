@@ -145,13 +145,15 @@ func TestHookDelivery(t *testing.T) {
 		s.room("Lobby")
 		s.tell("ann", "lobby", "before the hook")
 		secret = s.hook()
-		s.tell("ann", "lobby", "one", "two")
+		s.tell("ann", "lobby", "one")
 		synctest.Wait()
-		if got, want := s.said("lobby"), []string{"ann: before the hook", "ann: one", "ann: two", `bot: you said "one" #2`, `bot: you said "two" #3`}; !slices.Equal(got, want) {
+		s.tell("ann", "lobby", "two")
+		synctest.Wait()
+		if got, want := s.said("lobby"), []string{"ann: before the hook", "ann: one", `bot: you said "one" #2`, "ann: two", `bot: you said "two" #4`}; !slices.Equal(got, want) {
 			t.Errorf("said: %q, want %q", got, want)
 		}
 		_, _, page := s.browse("GET", "/admin/hooks/", s.session("Root"), "")
-		for _, want := range []string{"http://hook.test/", "0 behind", "#m4", "200 delivered", "?at=3#m3"} {
+		for _, want := range []string{"http://hook.test/", "0 behind", "?at=4#m4", "200 delivered", "?at=5#m5"} {
 			if !strings.Contains(page, want) {
 				t.Errorf("the page lacks %q:\n%s", want, page)
 			}
@@ -359,6 +361,14 @@ func TestStuckHook(t *testing.T) {
 		if s.close(); time.Since(began) > time.Second {
 			t.Errorf("the end took %v", time.Since(began))
 		}
+		store, err := OpenStore(dir, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer store.Close()
+		if all, err := store.Hooks(t.Context(), 0); err != nil || all[0].Failures != 1 {
+			t.Errorf("the try that the end cut short counts: %+v, %v", all, err)
+		}
 	})
 }
 
@@ -372,6 +382,7 @@ func TestHookEnds(t *testing.T) {
 		"bot deactivated":    {"UPDATE users SET deactivated = 1 WHERE name = 'bot'", "UPDATE users SET deactivated = NULL"},
 		"creator gone":       {"UPDATE users SET deactivated = 1 WHERE name = 'Root'", "UPDATE users SET deactivated = NULL"},
 		"removed":            {"", ""},
+		"removed meanwhile":  {"UPDATE hooks SET removed = 1", ""},
 		"endpoint wants out": {"410", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -379,8 +390,12 @@ func TestHookEnds(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := newTestServer(t, dir, false)
 				heard, handler := hear(func(w http.ResponseWriter, r *http.Request) {
-					if test.end == "410" {
+					switch {
+					case test.end == "410":
 						w.WriteHeader(410)
+					case name == "removed meanwhile":
+						s.exec(test.end)
+						io.WriteString(w, "too late")
 					}
 				})
 				s.endpoint(handler)
@@ -398,8 +413,8 @@ func TestHookEnds(t *testing.T) {
 				s.tell("ann", "secret", "two")
 				s.tell("ann", "secret", "three")
 				time.Sleep(2 * hookRest)
-				if got := heard(); !slices.Equal(got, []string{"/ one"}) {
-					t.Errorf("heard %q", got)
+				if got, said := heard(), s.said("secret"); !slices.Equal(got, []string{"/ one"}) || len(said) != 3 {
+					t.Errorf("heard %q, said %q", got, said)
 				}
 				if test.back != "" {
 					s.exec(test.back)
