@@ -318,10 +318,8 @@ func isOwnFault(err error) bool {
 	case 18, 19: // SQLITE_TOOBIG, SQLITE_CONSTRAINT
 		return true
 	}
-	if _, ok := errors.AsType[*problem](err); ok {
-		return true
-	}
-	return errors.Is(err, ErrNotFound) || errors.Is(err, ErrForbidden) || errors.Is(err, ErrTaken) || errors.Is(err, ErrArchived)
+	_, refused := errors.AsType[*problem](err)
+	return refused || errors.Is(err, ErrNotFound) || errors.Is(err, ErrForbidden) || errors.Is(err, ErrTaken) || errors.Is(err, ErrArchived)
 }
 
 // explain says what SQLite found wrong with a file in words for who starts chatd.
