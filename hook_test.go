@@ -91,8 +91,8 @@ func (s *testServer) tell(who, room string, texts ...string) {
 	}
 }
 
-// said returns the messages of a room: author, text, and what it answers.
-func (s *testServer) said(room string) (all []string) {
+// transcript returns the messages of a room: author, text, and what it answers.
+func (s *testServer) transcript(room string) (all []string) {
 	s.t.Helper()
 	r, err := s.store.Room(room)
 	if err != nil {
@@ -149,7 +149,7 @@ func TestHookDelivery(t *testing.T) {
 		synctest.Wait()
 		s.tell("ann", "lobby", "two")
 		synctest.Wait()
-		if got, want := s.said("lobby"), []string{"ann: before the hook", "ann: one", `bot: you said "one" #2`, "ann: two", `bot: you said "two" #4`}; !slices.Equal(got, want) {
+		if got, want := s.transcript("lobby"), []string{"ann: before the hook", "ann: one", `bot: you said "one" #2`, "ann: two", `bot: you said "two" #4`}; !slices.Equal(got, want) {
 			t.Errorf("said: %q, want %q", got, want)
 		}
 		_, _, page := s.browse("GET", "/admin/hooks/", s.session("Root"), "")
@@ -180,8 +180,8 @@ func TestHooksDoNotLoop(t *testing.T) {
 		synctest.Wait()
 		got := heard()
 		slices.Sort(got)
-		if want := []string{"/ @OTHER: two", "/ one", "/ three", "/mention @OTHER: two"}; !slices.Equal(got, want) || len(s.said("lobby")) != 7 {
-			t.Errorf("heard %q, want %q; said %q", got, want, s.said("lobby"))
+		if want := []string{"/ @OTHER: two", "/ one", "/ three", "/mention @OTHER: two"}; !slices.Equal(got, want) || len(s.transcript("lobby")) != 7 {
+			t.Errorf("heard %q, want %q; said %q", got, want, s.transcript("lobby"))
 		}
 		if all, err := s.store.Hooks(t.Context(), 0); err != nil || all[1].Behind != 0 {
 			t.Errorf("hooks: %+v, %v", all, err)
@@ -261,7 +261,7 @@ func TestHookAnswers(t *testing.T) {
 				s.hook()
 				s.tell("ann", "lobby", "question")
 				synctest.Wait()
-				d, said := s.lastDelivery(), s.said("lobby")[1:]
+				d, said := s.lastDelivery(), s.transcript("lobby")[1:]
 				if d.Status != test.status || !strings.HasPrefix(d.Error, test.wrong) || (test.wrong == "") != (d.Error == "") {
 					t.Errorf("delivery %+v, want %d %q", d, test.status, test.wrong)
 				}
@@ -413,7 +413,7 @@ func TestHookEnds(t *testing.T) {
 				s.tell("ann", "secret", "two")
 				s.tell("ann", "secret", "three")
 				time.Sleep(2 * hookRest)
-				if got, said := heard(), s.said("secret"); !slices.Equal(got, []string{"/ one"}) || len(said) != 3 {
+				if got, said := heard(), s.transcript("secret"); !slices.Equal(got, []string{"/ one"}) || len(said) != 3 {
 					t.Errorf("heard %q, said %q", got, said)
 				}
 				if test.back != "" {
