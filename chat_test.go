@@ -191,6 +191,7 @@ func newTestServer(t *testing.T, dir string, guests bool) *testServer {
 			<-*gate
 		}
 		hub.Publish(events)
+		ts.hooks.nudge(events)
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -201,7 +202,7 @@ func newTestServer(t *testing.T, dir string, guests bool) *testServer {
 	}
 	hub = NewHub(last, 0, 0)
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
-	ts.server, err = newServer(config{guests: guests, rate: 5, trust: "127.0.0.0/8"}, store, hub, log)
+	ts.server, err = newServer(config{guests: guests, rate: 5, trust: "127.0.0.0/8", hookAllow: "127.0.0.0/8"}, store, hub, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,6 +210,9 @@ func newTestServer(t *testing.T, dir string, guests bool) *testServer {
 	go ts.http.Serve(ts.listener)
 	ts.stopPush = ts.pushes.start()
 	t.Cleanup(ts.close)
+	if err := ts.hooks.start("http://chat.test"); err != nil {
+		t.Fatal(err)
+	}
 	return ts
 }
 
@@ -220,6 +224,7 @@ func (s *testServer) close() {
 	s.closed = true
 	s.http.Close()
 	s.stopPush()
+	s.hooks.close()
 	s.hub.Close()
 	if err := s.store.Close(); err != nil {
 		s.t.Error(err)

@@ -168,7 +168,7 @@ func (s *server) handlePost(w http.ResponseWriter, r *http.Request, v visitor) e
 	case !wantsPage(r) && err != nil:
 		return err
 	case !wantsPage(r):
-		writeJSON(w, http.StatusOK, postedFrame{newEventFrame(e), s.permalink(r, e)})
+		writeJSON(w, http.StatusOK, postedFrame{newEventFrame(e), permalink(cmp.Or(s.public, "http://"+r.Host), e)})
 	case err != nil:
 		p := problemOf(err)
 		return s.showRoom(w, r, v, room, p.status, page{Error: s.sentence(v.language(r), p), Form: map[string]string{"message": in.Message}})
@@ -185,14 +185,10 @@ type postedFrame struct {
 }
 
 // permalink is where a message is found, whatever follows it.
-func (s *server) permalink(r *http.Request, e Event) string {
+func permalink(public string, e Event) string {
 	id := e.ID
 	if e.Kind != KindMessage {
 		id = e.Target
-	}
-	public := s.public
-	if public == "" {
-		public = "http://" + r.Host
 	}
 	return fmt.Sprintf("%s%s?at=%d#m%d", public, roomPath(e.Room.Name), id, id)
 }

@@ -33,6 +33,7 @@ type server struct {
 	hub    *Hub
 	log    *slog.Logger
 	pushes *pusher
+	hooks  *hooks
 
 	public        string         // URL, "" for that of the listener
 	base          string         // path that everything lives under, without final slash
@@ -102,6 +103,8 @@ func (s *server) routes() http.Handler {
 	handle("POST /admin/messages", s.adminOnly(s.handleDeleteMessages))
 	handle("GET /admin/invites/{$}", s.adminOnly(s.handleInvites))
 	handle("POST /admin/invites", s.adminOnly(s.handleChangeInvites))
+	handle("GET /admin/hooks/{$}", s.adminOnly(s.handleHooks))
+	handle("POST /admin/hooks", s.adminOnly(s.handleChangeHooks))
 	handle("GET /admin/rooms/{$}", s.adminOnly(s.handleAdminRooms))
 	handle("GET /admin/audit/{$}", s.adminOnly(s.handleAudit))
 

@@ -120,6 +120,7 @@ func version() string {
 // config is what the flags of `chatd` say.
 type config struct {
 	addr, data, url, trust, origins, log string
+	hookAllow                            string
 	guests, register                     bool
 	authHeader                           string
 	authCreate                           bool
@@ -134,6 +135,7 @@ func serveFlags(c *config) *flag.FlagSet {
 	f.StringVar(&c.data, "data", "./data", "keep everything in `directory`")
 	f.StringVar(&c.url, "url", "", "public `URL`, if it is not http://host:port; its path is where everything lives")
 	f.StringVar(&c.trust, "trust", "127.0.0.0/8,::1/128", "believe X-Forwarded-For, and -auth-header, from these `networks`")
+	f.StringVar(&c.hookAllow, "hook-allow", "", "let webhooks reach these `networks` too, not only public addresses")
 	f.StringVar(&c.origins, "origins", "", "further `origins`, comma-separated, whose pages may open sockets")
 	f.BoolVar(&c.guests, "guests", false, "let visitors without an account into public rooms")
 	f.BoolVar(&c.register, "register", false, "let visitors make themselves an account")
@@ -162,7 +164,8 @@ func socketsFor(descriptors int) int { return max(descriptors-spareDescriptors, 
 // serve builds store, hub and server in this order, and takes them down in reverse:
 //
 //  1. No request is taken any more; those under way end within pagesWait.
-//  2. The pusher says no more.
+//  2. The pusher says no more, and webhooks stop; what was under way is tried again
+//     after the next start.
 //  3. Hub.Close: each socket stops reading, waits for the answers to what it has
 //     sent to the store, and says that the server restarts.
 //  4. Store.Close: what is still queued is committed. Nobody is left to append.
@@ -194,7 +197,11 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) (err er
 	}
 	defer unlock()
 	var hub *Hub
-	store, err := OpenStore(c.data, func(events []Event) { hub.Publish(events) })
+	var s *server
+	store, err := OpenStore(c.data, func(events []Event) {
+		hub.Publish(events)
+		s.hooks.nudge(events)
+	})
 	if err != nil {
 		return err
 	}
@@ -205,7 +212,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) (err er
 	}
 	hub = NewHub(last, c.maxConns, c.maxConnsPerAddr)
 	defer hub.Close()
-	s, err := newServer(c, store, hub, log)
+	s, err = newServer(c, store, hub, log)
 	if err != nil {
 		return err
 	}
@@ -214,6 +221,10 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) (err er
 		return err
 	}
 	defer s.pushes.start()()
+	defer s.hooks.close()
+	if err := s.hooks.start(s.publicURL(listener.Addr())); err != nil {
+		return err
+	}
 	return s.serve(ctx, listener, stderr)
 }
 
@@ -273,13 +284,14 @@ func newServer(c config, store *Store, hub *Hub, log *slog.Logger) (*server, err
 	if strings.ContainsAny(c.authHeader, " :=") {
 		return nil, fmt.Errorf("-auth-header: %q is not like Remote-User", c.authHeader)
 	}
-	for network := range splitList(c.trust) {
-		p, err := netip.ParsePrefix(network)
-		if err != nil {
-			return nil, fmt.Errorf("-trust: %w", err)
-		}
-		s.trusted = append(s.trusted, p)
+	if s.trusted, err = parseNetworks(c.trust); err != nil {
+		return nil, fmt.Errorf("-trust: %w", err)
 	}
+	allowed, err := parseNetworks(c.hookAllow)
+	if err != nil {
+		return nil, fmt.Errorf("-hook-allow: %w", err)
+	}
+	s.hooks = newHooks(store, log, allowed)
 	for origin := range splitList(c.origins) {
 		if err := s.socketOrigins.AddTrustedOrigin(origin); err != nil {
 			return nil, fmt.Errorf("-origins: %w", err)
@@ -307,6 +319,17 @@ func parsePublic(public string) (*url.URL, error) {
 		return nil, fmt.Errorf("-url: %q is not like https://chat.example.org/path", public)
 	}
 	return u, nil
+}
+
+func parseNetworks(list string) (networks []netip.Prefix, err error) {
+	for network := range splitList(list) {
+		p, err := netip.ParsePrefix(network)
+		if err != nil {
+			return nil, err
+		}
+		networks = append(networks, p)
+	}
+	return networks, nil
 }
 
 func splitList(list string) func(yield func(string) bool) {

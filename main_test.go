@@ -296,6 +296,7 @@ func TestCommands(t *testing.T) {
 		{"-log xml -data " + dir, "", true, "xml"},
 		{"-url example.org -data " + dir, "", true, "-url"},
 		{"-trust me -data " + dir, "", true, "-trust"},
+		{"-hook-allow me -data " + dir, "", true, "-hook-allow"},
 		{"-origins me -data " + dir, "", true, "-origins"},
 		{"-auth-header Remote-User:x -data " + dir, "", true, "-auth-header"},
 		{"user add 小红 -admin -data " + dir, testPassword, false, ""},

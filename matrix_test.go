@@ -37,6 +37,8 @@ var requests = map[string]string{
 	"POST /admin/messages":        "/admin/messages id=1",
 	"GET /admin/invites/{$}":      "/admin/invites/",
 	"POST /admin/invites":         "/admin/invites kind=account&days=7&uses=1",
+	"GET /admin/hooks/{$}":        "/admin/hooks/",
+	"POST /admin/hooks":           "/admin/hooks action=hook.create&room=lobby&username=bot&url=http://hook.test/",
 	"GET /admin/rooms/{$}":        "/admin/rooms/",
 	"GET /admin/audit/{$}":        "/admin/audit/",
 	"GET /chat/{$}":               "/chat/",

@@ -55,6 +55,7 @@ type page struct {
 	Client   *clientData
 
 	Admin *adminPage
+	Hooks *hooksPage
 }
 
 // Shown is what a room is called for whoever looks: direct messages have the name

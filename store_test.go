@@ -166,6 +166,9 @@ func TestFailedRowFailsAlone(t *testing.T) {
 	if got := strings.Join(bodies, ", "); got != "first, good, good too" {
 		t.Errorf("stored: %s", got)
 	}
+	if err := s.update(func(*writer) error { return refuse(409, "many_tokens") }); errors.Is(err, ErrStorage) {
+		t.Errorf("%v is blamed on the storage, and on its neighbours", err)
+	}
 }
 
 func (s *testStore) history() []Event {
