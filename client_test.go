@@ -114,7 +114,7 @@ func TestTail(t *testing.T) {
 	for i := range 58 {
 		fmt.Fprintf(&want, "[] ann: old %d\n", i+2)
 	}
-	fmt.Fprintf(&want, "[] ann: \uFFFD[2J\n    wiped\n[] ann answers #%d with 👍\n[] ann edited #%[1]d: clean\n[] ann deleted #%[1]d\n[] ann: end\n", last)
+	fmt.Fprintf(&want, "[] ann: \uFFFD[2J\n    wiped\n[] ann reacts to #%d with 👍\n[] ann edited #%[1]d: clean\n[] ann deleted #%[1]d\n[] ann: end\n", last)
 	tail.saw("ann: end\n")
 	if got := clock.ReplaceAllString(tail.log.String(), "[]"); got != want.String() {
 		t.Errorf("tail printed\n%s\nwant\n%s", got, &want)

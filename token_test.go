@@ -411,7 +411,7 @@ func TestTokenCommand(t *testing.T) {
 		"add -user robot":               "not found",
 		"add -bot bob":                  "taken",
 		"add -bot a/b":                  "cannot be",
-		"add -user bob -room secret":    "not found",
+		"add -user bob -room secret":    "there is no room secret",
 		"add -bot robot -room bob+Root": "not allowed",
 		"add -user bob -days -1":        "-days",
 		"add -user bob -scope all":      "-scope",
