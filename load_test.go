@@ -113,6 +113,8 @@ var (
 	crowdSize  = flag.Int("crowd", 300, "how many clients of TestReconnectStorm come back at once")
 	churnTime  = flag.Duration("churn", time.Second, "how long TestChurn lasts")
 	listeners  = flag.Int("listeners", 50, "how many TestListeners has of each kind")
+	heldTime   = flag.Duration("held", 300*time.Millisecond, "how long TestNobodyIsHeldUp measures at a time")
+	heldRounds = flag.Int("rounds", 1, "how often")
 	listenTime = flag.Duration("listen", 300*time.Millisecond, "how long it speaks to each kind")
 	backlog    = flag.Int("backlog", 5000, "how many events the client of TestCatchUp has missed")
 )
@@ -431,4 +433,105 @@ func (d *daemon) processorTime() time.Duration {
 	user, _ := strconv.Atoi(fields[11])
 	system, _ := strconv.Atoi(fields[12])
 	return time.Duration(user+system) * 10 * time.Millisecond // a tick of Linux
+}
+
+// TestNobodyIsHeldUp measures how long messages take in one room, at 100 a second to
+// 20 people, in turn while nothing else happens, and while in another room a timed push
+// runs, a webhook never answers, and those who listen do not read.
+func TestNobodyIsHeldUp(t *testing.T) {
+	dir := t.TempDir()
+	newPeople(t, dir, []string{"quiet", "noisy"}, "ann")
+	d := startDaemon(t, dir, "-rate", "0", "-hook-allow", "127.0.0.0/8")
+	cookie := "Cookie: " + cookieOf("ann")
+	stuck, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stuck.Close()
+	called := make(chan net.Conn)
+	go func() {
+		conn, err := stuck.Accept()
+		if err == nil {
+			called <- conn // and waits for its answer
+		}
+		close(called)
+	}()
+	execSQL(t, dir, fmt.Sprintf(`
+		INSERT INTO users (name, key, role, joined, first_id, bot) VALUES ('robot', 'ROBOT', 'member', 0, 0, 1);
+		INSERT INTO hooks (room, bot, url, secret, mention, created, cursor) SELECT r.id, u.id, 'http://%s/', x'00', 0, 0, 0
+			FROM rooms r, users u WHERE r.name = 'noisy' AND u.name = 'robot'`, stuck.Addr())).Close()
+	d.kill()
+	d.start()
+
+	speaker := dialTCP(t, d.addr, "/ws/chat/quiet/", cookie)
+	var others []*peer
+	for range 19 {
+		others = append(others, dialTCP(t, d.addr, "/ws/chat/quiet/", cookie))
+	}
+	measure := func() (p50, p99 time.Duration) {
+		var took []time.Duration
+		for range int(*heldTime / (10 * time.Millisecond)) {
+			began := time.Now()
+			speaker.send(opText, []byte(`{"message":"tick"}`))
+			for _, p := range append(others, speaker) {
+				if _, err := p.nextChat(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			took = append(took, time.Since(began))
+			time.Sleep(10*time.Millisecond - min(time.Since(began), 10*time.Millisecond))
+		}
+		slices.Sort(took)
+		return took[len(took)/2], took[len(took)*99/100]
+	}
+	for round := range *heldRounds {
+		p50, p99 := measure()
+		t.Logf("alone: p50 %v, p99 %v", p50, p99)
+		var open []net.Conn
+		for range 20 {
+			open = append(open, dialTCP(t, d.addr, "/ws/chat/noisy/", cookie).conn) // who never reads
+			conn, err := net.Dial("tcp", d.addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintf(conn, "GET /chat/noisy/ HTTP/1.1\r\nHost: chat.test\r\nAccept: text/event-stream\r\n%s\r\n\r\n", cookie)
+			open = append(open, conn)
+		}
+		if round == 0 {
+			r, err := http.NewRequest("POST", d.url("/push?room=noisy&every=1s&times=1000"), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Header.Set("Cookie", cookieOf("ann"))
+			if res, err := http.DefaultClient.Do(r); err != nil || res.StatusCode != 200 {
+				t.Fatal(res, err)
+			}
+		}
+		noise := dialTCP(t, d.addr, "/ws/chat/noisy/", cookie)
+		go io.Copy(io.Discard, noise.conn)
+		stop, stopped := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(stopped)
+			text := fmt.Appendf(nil, `{"message":%q}`, strings.Repeat("x", 4<<10))
+			for tick := time.NewTicker(20 * time.Millisecond); ; {
+				select {
+				case <-tick.C:
+					noise.send(opText, text)
+				case <-stop:
+					tick.Stop()
+					return
+				}
+			}
+		}()
+		if conn := <-called; conn != nil {
+			defer conn.Close()
+		}
+		p50, p99 = measure()
+		close(stop)
+		<-stopped
+		t.Logf("with push, stuck webhook, 40 who do not read: p50 %v, p99 %v", p50, p99)
+		for _, conn := range append(open, noise.conn) {
+			conn.Close()
+		}
+	}
 }
