@@ -528,7 +528,7 @@ func (s *server) showRoom(w http.ResponseWriter, r *http.Request, v visitor, roo
 		return err
 	}
 	for _, e := range events {
-		p.Messages = append(p.Messages, messageRow{e.ID, e.Author.Name, e.Author.Role == RoleGuest, e.Author.Bot, e.Author.ID == v.ID,
+		p.Messages = append(p.Messages, messageRow{e.ID, e.Author.Name, tagOf(e), e.Author.ID == v.ID,
 			e.Body, e.Time, e.Edited, e.Deleted, e.Target})
 	}
 	if more {

@@ -75,14 +75,25 @@ func (p page) Shown(room string) string {
 type messageRow struct {
 	ID       int64
 	Username string
-	Guest    bool
-	Bot      bool
+	Tag      string // what stands beside the name: guest, bot, pushed or nothing
 	Own      bool
 	Message  string
 	Time     time.Time
 	Edited   bool
 	Deleted  bool
 	ReplyTo  int64
+}
+
+func tagOf(e Event) string {
+	switch {
+	case e.Author.Role == RoleGuest:
+		return "guest"
+	case e.Author.Bot:
+		return "bot"
+	case e.Pushed:
+		return "pushed"
+	}
+	return ""
 }
 
 // clientData is what chatd.js begins with.

@@ -196,9 +196,11 @@ function buildRow(m) {
   author.dir = body.dir = "auto";
   time.dateTime = m.time;
   showTime(time, clockFormat.format);
-  const head = make("div", "head", author, " ", ...m.guest || m.bot ? [make("span", "tag", t(m.bot ? "bot" : "guest")), " "] : [], time);
+  const tag = m.guest ? "guest" : m.bot ? "bot" : m.pushed ? "pushed" : "";
+  const head = make("div", "head", author, " ", ...tag ? [make("span", "tag", t(tag)), " "] : [], time);
   const li = make("li", isOwn(m) ? "own" : "", makeAvatar(m.username), head, body, make("span", "mark"));
   li.dataset.author = m.username;
+  li.dataset.tag = tag;
   if (m.id) li.dataset.id = m.id;
   if (m.deleted) showDeleted(li);
   else showText(li, m.message, m.edited);
@@ -227,7 +229,7 @@ function arrange(li) {
   const newDay = !above || timeOf(above).toDateString() !== time.toDateString();
   if (li.previousElementSibling?.matches(".day")) li.previousElementSibling.remove();
   if (newDay) li.before(dayLine(time));
-  li.classList.toggle("follows", !newDay && !li.matches(".failed") && above.dataset.author === li.dataset.author &&
+  li.classList.toggle("follows", !newDay && !li.matches(".failed") && above.dataset.author === li.dataset.author && above.dataset.tag === li.dataset.tag &&
     time - timeOf(above) <= groupSpan);
 }
 
