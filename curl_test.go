@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -228,4 +229,57 @@ func (b *lockedBuffer) await(text string) bool {
 		}
 	}
 	return true
+}
+
+// TestCurlRetries has curl wait for its turn: 429 says when to try again.
+func TestCurlRetries(t *testing.T) {
+	dir := t.TempDir()
+	newPeople(t, dir, []string{"lobby"}, "ann")
+	secret := newToken(t, dir, Token{User: "ann", Scope: scopePost})
+	d := startDaemon(t, dir) // 20 at once, then 5 a second
+	const posts = 23
+	var all sync.WaitGroup
+	for range posts {
+		all.Go(func() {
+			out, err := curl(t, "-f", "--retry", "9", "-H", "Authorization: Bearer "+secret, "-d", "hello", d.url("/chat/lobby/")).CombinedOutput()
+			if err != nil {
+				t.Errorf("%v, %s", err, out)
+			}
+		})
+	}
+	all.Wait()
+	if n := len(readLog(t, dir)); n != posts {
+		t.Errorf("%d of %d messages arrived", n, posts)
+	}
+	out, err := curl(t, "-i", "-H", "Authorization: Bearer "+secret, "--parallel", "-d", "hello", d.url("/chat/lobby/?[1-25]")).Output()
+	if err != nil || !strings.Contains(string(out), "429 Too Many Requests") || !strings.Contains(string(out), "Retry-After: 1\r\n") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestPermalink finds a message wherever it is in the room.
+func TestPermalink(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, dir, false)
+		ann, room := s.session("ann"), s.room("lobby")
+		for i := range 3 * historyPage {
+			if _, err := s.store.AppendWait(Event{Kind: KindMessage, Room: room, Author: s.user("ann"), Body: fmt.Sprint("no. ", i+1)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for at, want := range map[int]string{1: "1-26", 60: "36-85", 120: "96-145", 125: "101-150", 150: "101-150", 999: "101-150"} {
+			_, _, text := s.browse("GET", fmt.Sprint("/chat/lobby/?at=", at), ann, "", "Accept: application/json")
+			var page history
+			if err := json.Unmarshal([]byte(text), &page); err != nil {
+				t.Fatal(err)
+			}
+			if got := fmt.Sprintf("%d-%d", page.Messages[0].ID, page.Messages[len(page.Messages)-1].ID); got != want {
+				t.Errorf("around %d come %s, not %s", at, got, want)
+			}
+		}
+		if status, _, text := s.browse("GET", "/chat/lobby/?at=60", ann, ""); status != 200 || !strings.Contains(text, `id="m60"`) || strings.Contains(text, `id="m86"`) {
+			t.Errorf("the page around 60: %d\n%s", status, text)
+		}
+	})
 }
