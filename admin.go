@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"database/sql"
 	"errors"
 	"fmt"
 	"math"
@@ -55,10 +54,7 @@ func (w *writer) audit(admin User, action, subject, detail string) error {
 		INSERT INTO audit (time, admin, action, subject, detail) SELECT ?1, nullif(?2, 0), ?3, ?4, ?5
 		WHERE ?2 = 0 OR EXISTS (SELECT 1 FROM users WHERE id = ?2 AND role = 'admin' AND deactivated IS NULL)
 		RETURNING id`, w.now.UnixMilli(), admin.ID, action, subject, detail).Scan(&id)
-	if errors.Is(err, sql.ErrNoRows) {
-		return ErrForbidden
-	}
-	return err
+	return instead(err, ErrNotFound, ErrForbidden)
 }
 
 // moderate allows admin, and nobody else, to delete a message of somebody else's,
@@ -94,7 +90,7 @@ func (s *server) handleAdmin(w http.ResponseWriter, r *http.Request, v visitor) 
 func (s *Store) figures(ctx context.Context) ([]figure, error) {
 	var path string
 	var admins, members, guests, deactivated, rooms, events int64
-	err := s.read.QueryRowContext(ctx, `
+	err := s.queryRow(ctx, `
 		SELECT (SELECT file FROM pragma_database_list WHERE name = 'main'),
 			count(*) FILTER (WHERE role = 'admin' AND deactivated IS NULL),
 			count(*) FILTER (WHERE role = 'member' AND deactivated IS NULL),
@@ -151,28 +147,12 @@ func (s *server) showUsers(w http.ResponseWriter, r *http.Request, v visitor, p 
 }
 
 // accounts returns users whose name contains find, by name, from the one that follows after.
-func (s *Store) accounts(ctx context.Context, find, after string, limit int) (list []account, err error) {
-	rows, err := s.read.QueryContext(ctx, `
+func (s *Store) accounts(ctx context.Context, find, after string, limit int) ([]account, error) {
+	return collect(ctx, s.read, func(a *account) []any {
+		return []any{&a.ID, &a.Name, &a.Role, &a.Bot, millis{&a.Joined}, &a.Deactivated, millis{&a.Seen}}
+	}, `
 		SELECT id, name, role, bot, joined, deactivated IS NOT NULL, (SELECT max(seen) FROM sessions WHERE user = id)
 		FROM users WHERE key > ? AND key LIKE ? ESCAPE '\' ORDER BY key LIMIT ?`, foldName(after), containing(foldName(find)), limit)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var a account
-		var joined int64
-		var seen sql.Null[int64]
-		if err := rows.Scan(&a.ID, &a.Name, &a.Role, &a.Bot, &joined, &a.Deactivated, &seen); err != nil {
-			return nil, err
-		}
-		a.Joined = time.UnixMilli(joined)
-		if seen.Valid {
-			a.Seen = time.UnixMilli(seen.V)
-		}
-		list = append(list, a)
-	}
-	return list, rows.Err()
 }
 
 // containing is the LIKE pattern, with ESCAPE '\', of what contains text itself.
@@ -276,9 +256,6 @@ func (s *Store) ChangeUser(admin User, id int64, action string, role Role) (u Us
 			value = w.now.UnixMilli()
 		}
 		err := w.queryRow("UPDATE users SET "+change+" RETURNING id, name, role", value, id).Scan(&u.ID, &u.Name, &u.Role)
-		if errors.Is(err, sql.ErrNoRows) {
-			return ErrNotFound
-		}
 		if err == nil && action != "user.role" {
 			err = w.exec("DELETE FROM sessions WHERE user = ?", id)
 		}
@@ -504,22 +481,10 @@ func (s *server) handleAudit(w http.ResponseWriter, r *http.Request, v visitor) 
 }
 
 // Audit returns what administrators did, newest first, with ids below before.
-func (s *Store) Audit(ctx context.Context, before int64, limit int) (entries []auditEntry, err error) {
-	rows, err := s.read.QueryContext(ctx, `
+func (s *Store) Audit(ctx context.Context, before int64, limit int) ([]auditEntry, error) {
+	return collect(ctx, s.read, func(a *auditEntry) []any {
+		return []any{&a.ID, millis{&a.Time}, &a.Admin, &a.Action, &a.Subject, &a.Detail}
+	}, `
 		SELECT a.id, a.time, coalesce(u.name, ''), a.action, a.subject, a.detail
 		FROM audit a LEFT JOIN users u ON u.id = a.admin WHERE a.id < ? ORDER BY a.id DESC LIMIT ?`, before, limit)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var a auditEntry
-		var at int64
-		if err := rows.Scan(&a.ID, &at, &a.Admin, &a.Action, &a.Subject, &a.Detail); err != nil {
-			return nil, err
-		}
-		a.Time = time.UnixMilli(at)
-		entries = append(entries, a)
-	}
-	return entries, rows.Err()
 }

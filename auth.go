@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
-	"database/sql"
 	"encoding/base64"
 	"errors"
 	"net"
@@ -358,7 +357,7 @@ func (t *throttle) forget(key string) {
 
 // HasAdmin reports whether anybody can look after this chatd.
 func (s *Store) HasAdmin(ctx context.Context) (has bool, err error) {
-	err = s.read.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM users WHERE role = 'admin')").Scan(&has)
+	err = s.queryRow(ctx, "SELECT EXISTS (SELECT 1 FROM users WHERE role = 'admin')").Scan(&has)
 	return has, err
 }
 
@@ -392,10 +391,7 @@ func (w *writer) createUser(u *User, encoded string) error {
 		INSERT INTO users (name, key, role, password, joined, first_id)
 		VALUES (?, ?, ?, ?, ?, (SELECT coalesce(max(id), 0) FROM log)) ON CONFLICT (key) DO NOTHING RETURNING id`,
 		u.Name, foldName(u.Name), u.Role, orNull(encoded), w.now.UnixMilli()).Scan(&u.ID)
-	if errors.Is(err, sql.ErrNoRows) {
-		return ErrTaken
-	}
-	return err
+	return instead(err, ErrNotFound, ErrTaken)
 }
 
 // UserOrNew returns the user of that name, who is made, without a password, if need be.
@@ -418,7 +414,7 @@ func (s *Store) SpeakingGuest(ctx context.Context, name string) (User, error) {
 		return User{}, err
 	}
 	var owned bool
-	err = s.read.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM sessions WHERE user = ?)", u.ID).Scan(&owned)
+	err = s.queryRow(ctx, "SELECT EXISTS (SELECT 1 FROM sessions WHERE user = ?)", u.ID).Scan(&owned)
 	if err == nil && (owned || u.Bot || u.Role != RoleGuest || u.gone()) {
 		err = ErrTaken
 	}
@@ -427,23 +423,15 @@ func (s *Store) SpeakingGuest(ctx context.Context, name string) (User, error) {
 
 // UserByName returns a user and the encoded password, or ErrNotFound.
 func (s *Store) UserByName(ctx context.Context, name string) (u User, encoded string, err error) {
-	u, err = scanUser(s.read.QueryRowContext(ctx, "SELECT "+userColumns+", coalesce(u.password, '') FROM users u WHERE u.key = ?", foldName(name)), &encoded)
+	err = s.queryRow(ctx, "SELECT coalesce(u.password, ''), "+userColumns+" FROM users u WHERE u.key = ?", foldName(name)).Scan(u.columns(&encoded)...)
 	return u, encoded, err
 }
 
-// userColumns are what scanUser makes a User of. It scans further ones into more.
-const userColumns = "u.id, u.name, u.role, u.bot, coalesce(u.language, ''), u.notify, coalesce(u.expires, 0), u.deactivated IS NOT NULL, u.confined"
+// userColumns are those of users u that User.columns scans, after others.
+const userColumns = "u.id, u.name, u.role, u.bot, coalesce(u.language, ''), u.notify, u.expires, u.deactivated IS NOT NULL, u.confined"
 
-func scanUser(row *sql.Row, more ...any) (u User, err error) {
-	var expires int64
-	err = row.Scan(append([]any{&u.ID, &u.Name, &u.Role, &u.Bot, &u.Language, &u.Notify, &expires, &u.Deactivated, &u.Confined}, more...)...)
-	if expires != 0 {
-		u.Expires = time.UnixMilli(expires)
-	}
-	if errors.Is(err, sql.ErrNoRows) {
-		err = ErrNotFound
-	}
-	return u, err
+func (u *User) columns(others ...any) []any {
+	return append(others, &u.ID, &u.Name, &u.Role, &u.Bot, &u.Language, &u.Notify, millis{&u.Expires}, &u.Deactivated, &u.Confined)
 }
 
 // SetPassword changes a password and ends the user's sessions but the one to keep.

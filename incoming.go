@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
-	"database/sql"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -65,12 +64,9 @@ func (s *server) signer(r *http.Request, signature string) (visitor, error) {
 
 // SigningKey returns the hash of a token that may be used for signatures, or ErrNotFound.
 func (s *Store) SigningKey(ctx context.Context, id int64) (hash []byte, err error) {
-	err = s.read.QueryRowContext(ctx, `
+	err = s.queryRow(ctx, `
 		SELECT t.hash FROM tokens t JOIN users u ON u.id = t.user
 		WHERE t.id = ? AND t.revoked IS NULL AND t.scope = 'post' AND t.room IS NOT NULL AND u.bot`, id).Scan(&hash)
-	if errors.Is(err, sql.ErrNoRows) {
-		err = ErrNotFound
-	}
 	return hash, err
 }
 

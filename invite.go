@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"database/sql"
 	"errors"
 	"flag"
 	"fmt"
@@ -41,8 +40,19 @@ type Invite struct {
 	Expires time.Time
 	Uses    int // left
 	Revoked bool
-	Works   bool     // now
-	UsedBy  []string // oldest first
+	Works   bool  // now
+	UsedBy  lines // names, oldest first
+}
+
+// lines scans a text with a line for each; names have no newline.
+type lines []string
+
+func (l *lines) Scan(value any) error {
+	*l = nil
+	if text, _ := value.(string); text != "" {
+		*l = strings.Split(text, "\n")
+	}
+	return nil
 }
 
 // CreateInvite keeps an invite, of which it reads kind, role, user, room, creator
@@ -94,40 +104,19 @@ const selectInvites = `
 		coalesce((SELECT group_concat(p.name, char(10) ORDER BY x.rowid) FROM invite_uses x JOIN users p ON p.id = x.user WHERE x.invite = i.id), '')
 	FROM invites i LEFT JOIN users u ON u.id = i.user LEFT JOIN rooms r ON r.id = i.room LEFT JOIN users c ON c.id = i.creator `
 
-func scanInvite(scan func(...any) error) (in Invite, err error) {
-	var created, expires int64
-	var users string
-	err = scan(&in.ID, &in.Kind, &in.Role, &in.User, &in.Room, &in.Creator, &created, &expires, &in.Uses, &in.Revoked, &in.Works, &users)
-	if errors.Is(err, sql.ErrNoRows) {
-		err = ErrNotFound
-	}
-	in.Created, in.Expires = time.UnixMilli(created).UTC(), time.UnixMilli(expires).UTC()
-	if users != "" {
-		in.UsedBy = strings.Split(users, "\n") // which no name has
-	}
-	return in, err
+func (in *Invite) columns() []any {
+	return []any{&in.ID, &in.Kind, &in.Role, &in.User, &in.Room, &in.Creator, millis{&in.Created}, millis{&in.Expires}, &in.Uses, &in.Revoked, &in.Works, &in.UsedBy}
 }
 
 // InviteByToken returns the invite of a link that works, or else ErrNotFound.
-func (s *Store) InviteByToken(ctx context.Context, token string) (Invite, error) {
-	return scanInvite(s.read.QueryRowContext(ctx, selectInvites+"WHERE i.hash = ?2 AND works", time.Now().UnixMilli(), hashToken(token)).Scan)
+func (s *Store) InviteByToken(ctx context.Context, token string) (in Invite, err error) {
+	err = s.queryRow(ctx, selectInvites+"WHERE i.hash = ?2 AND works", time.Now().UnixMilli(), hashToken(token)).Scan(in.columns()...)
+	return in, err
 }
 
 // Invites returns all invites, the newest first.
-func (s *Store) Invites(ctx context.Context) (all []Invite, err error) {
-	rows, err := s.read.QueryContext(ctx, selectInvites+"ORDER BY i.id DESC", time.Now().UnixMilli())
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		in, err := scanInvite(rows.Scan)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, in)
-	}
-	return all, rows.Err()
+func (s *Store) Invites(ctx context.Context) ([]Invite, error) {
+	return collect(ctx, s.read, (*Invite).columns, selectInvites+"ORDER BY i.id DESC", time.Now().UnixMilli())
 }
 
 // RevokeInvite makes a link useless in the name of admin, and returns the guests
@@ -135,13 +124,11 @@ func (s *Store) Invites(ctx context.Context) (all []Invite, err error) {
 func (s *Store) RevokeInvite(id int64, admin User) (guests []int64, err error) {
 	err = s.update(func(w *writer) error {
 		err := w.queryRow("UPDATE invites SET revoked = coalesce(revoked, ?) WHERE id = ? RETURNING id", w.now.UnixMilli(), id).Scan(&id)
-		if errors.Is(err, sql.ErrNoRows) {
-			err = ErrNotFound
-		}
 		if err != nil {
 			return err
 		}
-		if guests, err = w.guestsOf(id); err != nil {
+		guests, err = collect(context.Background(), w.conn, only[int64], "SELECT x.user FROM invite_uses x JOIN invites i ON i.id = x.invite WHERE i.id = ? AND i.kind = 'guest'", id)
+		if err != nil {
 			return err
 		}
 		for _, guest := range guests {
@@ -157,28 +144,13 @@ func (s *Store) RevokeInvite(id int64, admin User) (guests []int64, err error) {
 	return guests, err
 }
 
-func (w *writer) guestsOf(invite int64) (ids []int64, err error) {
-	rows, err := w.conn.QueryContext(context.Background(), "SELECT x.user FROM invite_uses x JOIN invites i ON i.id = x.invite WHERE i.id = ? AND i.kind = 'guest'", invite)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var id int64
-		if err := rows.Scan(&id); err != nil {
-			return nil, err
-		}
-		ids = append(ids, id)
-	}
-	return ids, rows.Err()
-}
-
 // UseInvite makes the account or the guest of that name, or sets the password of
 // the user whom it is for, and returns who that is. It fails with ErrNotFound if
 // the link does not work, and with ErrTaken, which costs no use.
 func (s *Store) UseInvite(token, name, encoded string) (u User, err error) {
 	err = s.update(func(w *writer) error {
-		in, err := scanInvite(w.queryRow(selectInvites+"WHERE i.hash = ?2 AND works", w.now.UnixMilli(), hashToken(token)).Scan)
+		var in Invite
+		err := w.queryRow(selectInvites+"WHERE i.hash = ?2 AND works", w.now.UnixMilli(), hashToken(token)).Scan(in.columns()...)
 		if err != nil {
 			return err
 		}

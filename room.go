@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"net/http"
@@ -25,10 +24,12 @@ type Room struct {
 
 func (r Room) direct() bool { return strings.Contains(r.Name, "+") }
 
-// roomColumns are those of rooms r that Room.columns scans.
+// roomColumns are those of rooms r that Room.columns scans, after others.
 const roomColumns = "r.id, r.name, r.private, r.topic, r.archived IS NOT NULL"
 
-func (r *Room) columns() []any { return []any{&r.ID, &r.Name, &r.Private, &r.Topic, &r.Archived} }
+func (r *Room) columns(others ...any) []any {
+	return append(others, &r.ID, &r.Name, &r.Private, &r.Topic, &r.Archived)
+}
 
 // sees is the SQL condition for the rooms r that u may see: the public ones and
 // those that it is a member of, or only the latter.
@@ -49,9 +50,6 @@ func (u User) sees() string {
 func (w *writer) checkRoom(e *Event) error {
 	if e.Room.Private || e.Author.limited() {
 		err := w.queryRow("SELECT 1 FROM rooms r WHERE r.id = ? AND "+e.Author.sees(), e.Room.ID).Scan(new(int))
-		if errors.Is(err, sql.ErrNoRows) {
-			return ErrNotFound
-		}
 		if err != nil {
 			return err
 		}
@@ -81,9 +79,6 @@ func (w *writer) createRoom(r *Room, creator User) error {
 func (w *writer) roomByName(name string) (r Room, err error) {
 	err = w.queryRow("SELECT "+roomColumns+` FROM rooms r
 		WHERE r.key = ?1 OR r.id = (SELECT room FROM former_names WHERE key = ?1)`, foldName(name)).Scan(r.columns()...)
-	if errors.Is(err, sql.ErrNoRows) {
-		err = ErrNotFound
-	}
 	return r, err
 }
 
@@ -137,54 +132,29 @@ func (s *Store) remember(events []Event) {
 }
 
 func (s *Store) loadRooms() error {
-	rows, err := s.read.Query("SELECT r.key, " + roomColumns + " FROM rooms r UNION ALL SELECT f.key, " + roomColumns + " FROM former_names f JOIN rooms r ON r.id = f.room")
-	if err != nil {
-		return err
+	type named struct {
+		key string
+		Room
 	}
-	defer rows.Close()
-	for rows.Next() {
-		var key string
-		var r Room
-		if err := rows.Scan(append([]any{&key}, r.columns()...)...); err != nil {
-			return err
-		}
-		s.rooms[key] = r
+	all, err := collect(context.Background(), s.read, func(n *named) []any { return n.columns(&n.key) },
+		"SELECT r.key, "+roomColumns+" FROM rooms r UNION ALL SELECT f.key, "+roomColumns+" FROM former_names f JOIN rooms r ON r.id = f.room")
+	for _, n := range all {
+		s.rooms[n.key] = n.Room
 	}
-	return rows.Err()
+	return err
 }
 
 // Memberships returns who is a member of which room, as the events that tell so.
-func (s *Store) Memberships(ctx context.Context) (events []Event, err error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT u.id, u.name, "+roomColumns+" FROM members m JOIN users u ON u.id = m.user JOIN rooms r ON r.id = m.room")
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		e := Event{Kind: KindJoin}
-		if err := rows.Scan(append([]any{&e.Author.ID, &e.Author.Name}, e.Room.columns()...)...); err != nil {
-			return nil, err
-		}
-		events = append(events, e)
-	}
-	return events, rows.Err()
+func (s *Store) Memberships(ctx context.Context) ([]Event, error) {
+	return collect(ctx, s.read, func(e *Event) []any {
+		e.Kind = KindJoin
+		return e.Room.columns(&e.Author.ID, &e.Author.Name)
+	}, "SELECT u.id, u.name, "+roomColumns+" FROM members m JOIN users u ON u.id = m.user JOIN rooms r ON r.id = m.room")
 }
 
 // Members returns the names of a room's members, sorted.
-func (s *Store) Members(ctx context.Context, room int64) (names []string, err error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT u.name FROM members m JOIN users u ON u.id = m.user WHERE m.room = ? ORDER BY u.key", room)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var name string
-		if err := rows.Scan(&name); err != nil {
-			return nil, err
-		}
-		names = append(names, name)
-	}
-	return names, rows.Err()
+func (s *Store) Members(ctx context.Context, room int64) ([]string, error) {
+	return collect(ctx, s.read, only[string], "SELECT u.name FROM members m JOIN users u ON u.id = m.user WHERE m.room = ? ORDER BY u.key", room)
 }
 
 // CreateRoom makes a public room, or returns the one that has the name. If that is
@@ -288,7 +258,7 @@ type RoomState struct {
 
 // RoomStates returns the rooms that the user may see, by name.
 func (s *Store) RoomStates(ctx context.Context, u User) ([]RoomState, error) {
-	rows, err := s.read.QueryContext(ctx, `
+	return collect(ctx, s.read, func(r *RoomState) []any { return r.columns(&r.LastRead, &r.Unread, millis{&r.Time}) }, `
 		WITH seen AS (
 			SELECT r.*, coalesce(d.last_read_id, u.first_id) AS last
 			FROM rooms r JOIN users u ON u.id = ?1 LEFT JOIN reads d ON d.user = u.id AND d.room = r.id
@@ -299,23 +269,6 @@ func (s *Store) RoomStates(ctx context.Context, u User) ([]RoomState, error) {
 				AND l.kind = 'message' AND l.body IS NOT NULL AND l.author != ?1 LIMIT ?2)),
 			(SELECT time FROM log l WHERE l.room = r.id ORDER BY l.id DESC LIMIT 1), `+roomColumns+`
 		FROM seen r ORDER BY key`, u.ID, unreadMost)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var states []RoomState
-	for rows.Next() {
-		var r RoomState
-		var at sql.Null[int64]
-		if err := rows.Scan(append([]any{&r.LastRead, &r.Unread, &at}, r.columns()...)...); err != nil {
-			return nil, err
-		}
-		if at.Valid {
-			r.Time = time.UnixMilli(at.V).UTC()
-		}
-		states = append(states, r)
-	}
-	return states, rows.Err()
 }
 
 // enter returns the room of that name, if v may see it. Who enters a public room
@@ -445,7 +398,7 @@ func (s *server) mayManage(ctx context.Context, u User, room Room) (bool, error)
 		return false, nil
 	}
 	var creator int64
-	err := s.store.read.QueryRowContext(ctx, "SELECT creator FROM rooms WHERE id = ?", room.ID).Scan(&creator)
+	err := s.store.queryRow(ctx, "SELECT creator FROM rooms WHERE id = ?", room.ID).Scan(&creator)
 	return u.Role == RoleAdmin || creator == u.ID, err
 }
 
