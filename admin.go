@@ -140,10 +140,7 @@ func (s *server) showUsers(w http.ResponseWriter, r *http.Request, v visitor, p 
 		p.Admin.Accounts = list[:accountsPage]
 		p.Admin.Next = withQuery("/admin/users/", map[string]string{"find": find, "after": list[accountsPage-1].Name})
 	}
-	if wrong != nil {
-		return s.again(w, r, v, wrong, "admin_users.html", p)
-	}
-	return s.render(w, r, v, http.StatusOK, "admin_users.html", p)
+	return s.show(w, r, v, wrong, "admin_users.html", p)
 }
 
 // accounts returns users whose name contains find, by name, from the one that follows after.
@@ -175,9 +172,6 @@ func withQuery(path string, form map[string]string) string {
 }
 
 func (s *server) handleChangeUsers(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	if r.PostFormValue("action") == "user.create" {
 		u, password, err := s.addAccount(r, v.User)
 		if err != nil {
@@ -189,8 +183,7 @@ func (s *server) handleChangeUsers(w http.ResponseWriter, r *http.Request, v vis
 	if err := s.changeAccount(r, v.User); err != nil {
 		return s.showUsers(w, r, v, page{Form: make(map[string]string)}, err)
 	}
-	s.redirect(w, r, localPath(r.PostFormValue("next")))
-	return nil
+	return s.redirect(w, r, localPath(r.PostFormValue("next")))
 }
 
 // addAccount makes an account with a password that nobody else will ever see.
@@ -203,8 +196,8 @@ func (s *server) addAccount(r *http.Request, admin User) (u User, password strin
 		return u, "", err
 	}
 	password = rand.Text()[:16]
-	var encoded string
-	if err := s.hashing(r.Context(), func() { encoded = hashPassword(password) }); err != nil {
+	encoded, err := s.hash(r.Context(), password)
+	if err != nil {
 		return u, "", err
 	}
 	err = s.store.update(func(w *writer) error {
@@ -346,9 +339,6 @@ func (s *Store) search(ctx context.Context, admin User, q search) (found []Event
 // handleDeleteMessages deletes the messages that are ticked, as many as a page has.
 // One that is gone already, or was never to be seen, is left out.
 func (s *server) handleDeleteMessages(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	if len(r.PostForm["id"]) > historyPage {
 		return refuse(http.StatusBadRequest, "bad_request")
 	}
@@ -372,8 +362,7 @@ func (s *server) handleDeleteMessages(w http.ResponseWriter, r *http.Request, v 
 			return err
 		}
 	}
-	s.redirect(w, r, localPath(r.PostFormValue("next")))
-	return nil
+	return s.redirect(w, r, localPath(r.PostFormValue("next")))
 }
 
 func (s *server) handleInvites(w http.ResponseWriter, r *http.Request, v visitor) error {
@@ -386,17 +375,11 @@ func (s *server) showInvites(w http.ResponseWriter, r *http.Request, v visitor, 
 		return err
 	}
 	p.Admin.Invites = all
-	if wrong != nil {
-		return s.again(w, r, v, wrong, "admin_invites.html", p)
-	}
-	return s.render(w, r, v, http.StatusOK, "admin_invites.html", p)
+	return s.show(w, r, v, wrong, "admin_invites.html", p)
 }
 
 // handleChangeInvites makes a link or revokes one, with the guests who came by it.
 func (s *server) handleChangeInvites(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	if r.PostFormValue("action") == "invite.revoke" {
 		id, _, err := numberOf(r, "id")
 		if err != nil {
@@ -407,8 +390,7 @@ func (s *server) handleChangeInvites(w http.ResponseWriter, r *http.Request, v v
 			return err
 		}
 		s.hub.Drop(func(m *member) bool { return slices.Contains(guests, m.user.ID) })
-		s.redirect(w, r, "/admin/invites/")
-		return nil
+		return s.redirect(w, r, "/admin/invites/")
 	}
 	p := page{Admin: &adminPage{}, Form: formOf(r, "kind", "name", "days", "uses")}
 	token, err := s.addInvite(r, v.User)

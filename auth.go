@@ -122,6 +122,12 @@ func (s *server) hashing(ctx context.Context, f func()) error {
 	}
 }
 
+// hash is hashPassword, when it is its turn.
+func (s *server) hash(ctx context.Context, password string) (encoded string, err error) {
+	err = s.hashing(ctx, func() { encoded = hashPassword(password) })
+	return encoded, err
+}
+
 // signIn checks a name and a password. An unknown name, and that of a user who may
 // not come in, is answered like a wrong password, and as late. Who guesses has to wait:
 //

@@ -168,14 +168,12 @@ func (s *server) handlePost(w http.ResponseWriter, r *http.Request, v visitor) e
 	case !wantsPage(r) && err != nil:
 		return err
 	case !wantsPage(r):
-		writeJSON(w, http.StatusOK, postedFrame{newEventFrame(e), permalink(cmp.Or(s.public, "http://"+r.Host), e)})
+		return writeJSON(w, http.StatusOK, postedFrame{newEventFrame(e), permalink(cmp.Or(s.public, "http://"+r.Host), e)})
 	case err != nil:
 		p := problemOf(err)
 		return s.showRoom(w, r, v, room, p.status, page{Error: s.sentence(v.language(r), p), Form: map[string]string{"message": in.Message}})
-	default:
-		s.redirect(w, r, fmt.Sprintf("%s#m%d", roomPath(room.Name), e.ID))
 	}
-	return nil
+	return s.redirect(w, r, fmt.Sprintf("%s#m%d", roomPath(room.Name), e.ID))
 }
 
 // postedFrame answers whoever speaks over HTTP.
@@ -297,8 +295,7 @@ func (s *server) sendHistory(w http.ResponseWriter, r *http.Request, room Room) 
 	if more {
 		h.Older = events[0].ID
 	}
-	writeJSON(w, http.StatusOK, h)
-	return nil
+	return writeJSON(w, http.StatusOK, h)
 }
 
 // missed is a page of the log, oldest first.
@@ -327,6 +324,5 @@ func (s *server) sendMissed(w http.ResponseWriter, r *http.Request, v visitor, r
 		answer.Events = append(answer.Events, newEventFrame(e))
 		answer.ID = e.ID
 	}
-	writeJSON(w, http.StatusOK, answer)
-	return nil
+	return writeJSON(w, http.StatusOK, answer)
 }

@@ -507,17 +507,11 @@ func (s *server) showHooks(w http.ResponseWriter, r *http.Request, v visitor, p 
 		return err
 	}
 	p.Hooks = &hooksPage{all, deliveries, secret}
-	if wrong != nil {
-		return s.again(w, r, v, wrong, "admin_hooks.html", p)
-	}
-	return s.render(w, r, v, http.StatusOK, "admin_hooks.html", p)
+	return s.show(w, r, v, wrong, "admin_hooks.html", p)
 }
 
 // handleChangeHooks makes a hook, removes one, or lets it be tried now.
 func (s *server) handleChangeHooks(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	switch action := r.PostFormValue("action"); action {
 	case "hook.create":
 		secret, err := s.addHook(r, v.User)
@@ -535,8 +529,7 @@ func (s *server) handleChangeHooks(w http.ResponseWriter, r *http.Request, v vis
 			return err
 		}
 		s.hooks.poke(room)
-		s.redirect(w, r, "/admin/hooks/")
-		return nil
+		return s.redirect(w, r, "/admin/hooks/")
 	}
 	return refuse(http.StatusBadRequest, "bad_request")
 }

@@ -219,9 +219,6 @@ func (s *server) handleInvitePage(w http.ResponseWriter, r *http.Request, v visi
 }
 
 func (s *server) handleInvite(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	in, err := s.invite(r)
 	if err != nil {
 		return err
@@ -231,7 +228,7 @@ func (s *server) handleInvite(w http.ResponseWriter, r *http.Request, v visitor)
 	case errors.Is(err, ErrNotFound): // somebody was faster
 		return inviteError(err)
 	case err != nil:
-		return s.again(w, r, v, err, "invite.html", page{Invite: &in, Form: formOf(r, "username")})
+		return s.show(w, r, v, err, "invite.html", page{Invite: &in, Form: formOf(r, "username")})
 	}
 	s.log.Info("invite used", "invite", in.ID, "kind", in.Kind, "user", u.Name)
 	if in.Kind == inviteReset {
@@ -244,8 +241,7 @@ func (s *server) handleInvite(w http.ResponseWriter, r *http.Request, v visitor)
 	if in.Kind == inviteGuest {
 		to = roomPath(in.Room)
 	}
-	s.redirect(w, r, to)
-	return nil
+	return s.redirect(w, r, to)
 }
 
 // useInvite checks the form that the kind of the invite has.
@@ -265,8 +261,8 @@ func (s *server) useInvite(r *http.Request, in Invite) (User, error) {
 		if err != nil {
 			return User{}, err
 		}
-		var encoded string
-		if err := s.hashing(r.Context(), func() { encoded = hashPassword(password) }); err != nil {
+		encoded, err := s.hash(r.Context(), password)
+		if err != nil {
 			return User{}, err
 		}
 		return use("", encoded)
@@ -283,9 +279,6 @@ func (s *server) handleRegisterPage(w http.ResponseWriter, r *http.Request, v vi
 }
 
 func (s *server) handleRegister(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	if !s.register {
 		return ErrNotFound
 	}
@@ -295,7 +288,7 @@ func (s *server) handleRegister(w http.ResponseWriter, r *http.Request, v visito
 		u, err = s.newAccount(r, func(name, encoded string) (User, error) { return s.store.CreateUser(name, RoleMember, encoded) })
 	}
 	if err != nil {
-		return s.again(w, r, v, err, "invite.html", page{Form: formOf(r, "username")})
+		return s.show(w, r, v, err, "invite.html", page{Form: formOf(r, "username")})
 	}
 	s.log.Info("registered", "user", u.Name)
 	return s.enterAs(w, r, u)

@@ -220,10 +220,9 @@ func (s *server) handlePushes(w http.ResponseWriter, r *http.Request, v visitor)
 	if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, struct {
+	return writeJSON(w, http.StatusOK, struct {
 		Pushes []Push `json:"pushes"`
 	}{pushes})
-	return nil
 }
 
 // handlePush starts a push, or ends the one whose id is in stop.
@@ -244,22 +243,20 @@ func (s *server) handlePush(w http.ResponseWriter, r *http.Request, v visitor) e
 	default:
 		p, err = s.startPush(r, v, room)
 	}
-	switch problem := problemOf(err); {
-	case err == nil && !wantsPage(r):
-		writeJSON(w, http.StatusOK, struct {
+	switch {
+	case err != nil && wantsPage(r):
+		return s.showAbout(w, r, v, room, err, page{Form: formOf(r, "text", "every", "times")})
+	case err != nil:
+		return err
+	case !wantsPage(r):
+		return writeJSON(w, http.StatusOK, struct {
 			Status string `json:"status"`
 			Push
 		}{"success", p})
-	case err == nil && r.FormValue("from") == "about":
-		s.redirect(w, r, roomPath(room.Name)+"about/")
-	case err == nil:
-		s.redirect(w, r, roomPath(room.Name))
-	case !wantsPage(r) || problem.status >= http.StatusInternalServerError:
-		return err
-	default:
-		return s.showAbout(w, r, v, room, problem.status, page{Error: s.sentence(v.language(r), problem), Form: formOf(r, "text", "every", "times")})
+	case r.FormValue("from") == "about":
+		return s.redirect(w, r, roomPath(room.Name)+"about/")
 	}
-	return nil
+	return s.redirect(w, r, roomPath(room.Name))
 }
 
 // parsePush has r.FormValue find the fields of a form, a query and of JSON.

@@ -323,15 +323,11 @@ func (s *server) enterDirect(r *http.Request, v visitor, name string) (Room, err
 
 // handleCreateRoom makes a private room. Public ones are made by entering them.
 func (s *server) handleCreateRoom(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	room, err := s.createPrivate(r, v)
 	if err != nil {
-		return s.again(w, r, v, err, "rooms.html", page{Form: formOf(r, "private")})
+		return s.show(w, r, v, err, "rooms.html", page{Form: formOf(r, "private")})
 	}
-	s.redirect(w, r, roomPath(room.Name))
-	return nil
+	return s.redirect(w, r, roomPath(room.Name))
 }
 
 func (s *server) createPrivate(r *http.Request, v visitor) (Room, error) {
@@ -367,10 +363,14 @@ func (s *server) handleAbout(w http.ResponseWriter, r *http.Request, v visitor) 
 	if err != nil {
 		return err
 	}
-	return s.showAbout(w, r, v, room, http.StatusOK, page{})
+	return s.showAbout(w, r, v, room, nil, page{})
 }
 
-func (s *server) showAbout(w http.ResponseWriter, r *http.Request, v visitor, room Room, status int, p page) error {
+func (s *server) showAbout(w http.ResponseWriter, r *http.Request, v visitor, room Room, wrong error, p page) error {
+	status, err := s.blame(r, v, wrong, &p)
+	if err != nil {
+		return err
+	}
 	members, err := s.store.Members(r.Context(), room.ID)
 	if err != nil {
 		return err
@@ -403,26 +403,17 @@ func (s *server) mayManage(ctx context.Context, u User, room Room) (bool, error)
 }
 
 func (s *server) handleChangeRoom(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	room, err := s.enter(r, v, r.PathValue("room"))
 	if err != nil {
 		return err
 	}
 	if room, err = s.changeRoom(r, v, room); err != nil {
-		problem := problemOf(err)
-		if problem.status >= http.StatusInternalServerError {
-			return err
-		}
-		return s.showAbout(w, r, v, room, problem.status, page{Error: s.sentence(v.language(r), problem), Form: formOf(r, "topic", "name", "member")})
+		return s.showAbout(w, r, v, room, err, page{Form: formOf(r, "topic", "name", "member")})
 	}
 	if !s.hub.Sees(v.User, room) { // left
-		s.redirect(w, r, "/chat/")
-		return nil
+		return s.redirect(w, r, "/chat/")
 	}
-	s.redirect(w, r, roomPath(room.Name)+"about/")
-	return nil
+	return s.redirect(w, r, roomPath(room.Name)+"about/")
 }
 
 // changeRoom does what the form asks for and returns the room as it is then.

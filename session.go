@@ -121,17 +121,13 @@ func (s *server) fillAccount(w http.ResponseWriter, r *http.Request, v visitor, 
 	}
 	if tried != nil {
 		p.Notice = ""
-		return s.again(w, r, v, tried, "account.html", p)
 	}
-	return s.render(w, r, v, http.StatusOK, "account.html", p)
+	return s.show(w, r, v, tried, "account.html", p)
 }
 
 // handleSessions signs out the session with the id in the form, or, with all=1,
 // all but this one. Their sockets go at once.
 func (s *server) handleSessions(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	if r.PostFormValue("all") == "1" {
 		err := s.store.DeleteOtherSessions(v.User, v.session)
 		if err == nil {
@@ -144,16 +140,12 @@ func (s *server) handleSessions(w http.ResponseWriter, r *http.Request, v visito
 		s.hub.Drop(func(m *member) bool { return bytes.Equal(m.session, hash) })
 	}
 	if err == nil && bytes.Equal(hash, v.session) {
-		s.redirect(w, r, "/login/")
-		return nil
+		return s.redirect(w, r, "/login/")
 	}
 	return s.showAccount(w, r, v, err, "session.ended")
 }
 
 func (s *server) handleSettings(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	lang, notify := r.PostFormValue("language"), r.PostFormValue("notify")
 	if lang != "" && s.words[lang] == nil || !slices.Contains(notifyLevels, notify) {
 		return refuse(http.StatusBadRequest, "bad_request")

@@ -241,9 +241,6 @@ type madeToken struct {
 
 // handleTokens makes or revokes a token of the visitor's own.
 func (s *server) handleTokens(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	if v.Role == RoleGuest {
 		return ErrForbidden
 	}
@@ -258,9 +255,6 @@ func (s *server) handleTokens(w http.ResponseWriter, r *http.Request, v visitor)
 
 // handleBots makes or revokes a token of a bot for a room.
 func (s *server) handleBots(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	room, err := s.enter(r, v, r.PathValue("room"))
 	if err != nil {
 		return err
@@ -272,16 +266,12 @@ func (s *server) handleBots(w http.ResponseWriter, r *http.Request, v visitor) e
 	if err != nil {
 		return err
 	}
-	p, status := page{}, http.StatusOK
+	var p page
 	p.Made, err = s.changeTokens(r, v, Token{Bot: true, Room: room.Name}, room)
 	if err != nil {
-		problem := problemOf(err)
-		if problem.status >= http.StatusInternalServerError {
-			return err
-		}
-		status, p.Error, p.Form = problem.status, s.sentence(v.language(r), problem), formOf(r, "username", "label", "scope", "days")
+		p.Form = formOf(r, "username", "label", "scope", "days")
 	}
-	return s.showAbout(w, r, v, room, status, p)
+	return s.showAbout(w, r, v, room, err, p)
 }
 
 // changeTokens does what the form of a page with tokens asks: it makes t with what
