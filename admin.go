@@ -425,10 +425,7 @@ func (s *server) addInvite(r *http.Request, admin User) (token string, err error
 	}
 	in.Uses = int(min(uses, maxInviteUses+1))
 	token, err = s.store.CreateInvite(in, time.Duration(min(days, 1000))*24*time.Hour)
-	if errors.Is(err, ErrNotFound) {
-		err = refuse(http.StatusNotFound, "no_user")
-	}
-	return token, err
+	return token, instead(err, ErrNotFound, refuse(http.StatusNotFound, "no_user"))
 }
 
 // handleAdminRooms lists the rooms; each is changed on its own page.

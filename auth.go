@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -191,10 +192,7 @@ type visitor struct {
 func (s *server) visitor(r *http.Request) (visitor, error) {
 	if secret, shown := bearer(r); shown {
 		v, err := s.store.TokenVisitor(r.Context(), hashToken(secret))
-		if errors.Is(err, ErrNotFound) {
-			err = refuse(http.StatusUnauthorized, "bad_token")
-		}
-		return v, err
+		return v, instead(err, ErrNotFound, refuse(http.StatusUnauthorized, "bad_token"))
 	}
 	if signature := r.Header.Get("X-Hub-Signature-256"); signature != "" {
 		return s.signer(r, signature)
@@ -272,15 +270,11 @@ func (s *server) clientAddress(r *http.Request) string {
 
 func (s *server) trusts(host string) bool {
 	a, err := netip.ParseAddr(host)
-	if err != nil {
-		return false
-	}
-	for _, p := range s.trusted {
-		if p.Contains(a.Unmap()) {
-			return true
-		}
-	}
-	return false
+	return err == nil && within(s.trusted, a.Unmap())
+}
+
+func within(networks []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(networks, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // networkOf is what a throttle counts an address as: who has one of IPv6 has the

@@ -288,10 +288,7 @@ func (s *server) handleSetUp(w http.ResponseWriter, r *http.Request, v visitor) 
 	}
 	u, err := s.newAccount(r, func(name, encoded string) (User, error) {
 		u, err := s.store.CreateFirstAdmin(name, encoded)
-		if errors.Is(err, ErrForbidden) {
-			err = refuse(http.StatusGone, "setup_used")
-		}
-		return u, err
+		return u, instead(err, ErrForbidden, refuse(http.StatusGone, "setup_used"))
 	})
 	if err != nil {
 		return s.show(w, r, v, err, "setup.html", page{Form: formOf(r, setUpKey, "username")})

@@ -140,9 +140,6 @@ func checkPublic(address string, allowed []netip.Prefix) error {
 		return err
 	}
 	a := ap.Addr()
-	within := func(networks []netip.Prefix, a netip.Addr) bool {
-		return slices.ContainsFunc(networks, func(p netip.Prefix) bool { return p.Contains(a) })
-	}
 	if !within(allowed, a.Unmap().WithZone("")) && (within(notPublic, a) || !a.Is4() && !ipv6InUse.Contains(a)) {
 		return errors.New("not a public address, and not in -hook-allow")
 	}
@@ -545,11 +542,8 @@ func (s *server) addHook(r *http.Request, admin User) (secret string, err error)
 	}
 	k := Hook{Room: room, Bot: User{Name: bot}, URL: strings.TrimSpace(r.PostFormValue("url")), Mention: r.PostFormValue("mention") != ""}
 	id, secret, err := s.store.CreateHook(k, admin)
-	if errors.Is(err, ErrNotFound) {
-		err = refuse(http.StatusNotFound, "no_user")
-	}
 	if err == nil {
 		s.hooks.add(room.ID, id)
 	}
-	return secret, err
+	return secret, instead(err, ErrNotFound, refuse(http.StatusNotFound, "no_user"))
 }

@@ -8,7 +8,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -43,11 +42,8 @@ func (s *server) signer(r *http.Request, signature string) (visitor, error) {
 		return visitor{}, bad
 	}
 	hash, err := s.store.SigningKey(r.Context(), id)
-	if errors.Is(err, ErrNotFound) {
-		return visitor{}, bad
-	}
 	if err != nil {
-		return visitor{}, err
+		return visitor{}, instead(err, ErrNotFound, bad)
 	}
 	body, err := io.ReadAll(r.Body)
 	if err != nil {

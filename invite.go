@@ -204,10 +204,7 @@ func (s *server) invite(r *http.Request) (Invite, error) {
 }
 
 func inviteError(err error) error {
-	if errors.Is(err, ErrNotFound) {
-		err = refuse(http.StatusGone, "invite_used")
-	}
-	return err
+	return instead(err, ErrNotFound, refuse(http.StatusGone, "invite_used"))
 }
 
 func (s *server) handleInvitePage(w http.ResponseWriter, r *http.Request, v visitor) error {
@@ -296,8 +293,7 @@ func (s *server) handleRegister(w http.ResponseWriter, r *http.Request, v visito
 
 // invite is `chatd invite`: it works on the database, whether or not chatd runs.
 func invite(args []string, stdout io.Writer) error {
-	flags := flag.NewFlagSet("chatd invite", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
+	flags := newFlags("chatd invite")
 	data := flags.String("data", "./data", "")
 	public := flags.String("url", "http://localhost:8080", "")
 	days := flags.Int("days", 7, "")

@@ -128,9 +128,14 @@ type config struct {
 	maxConns, maxConnsPerAddr            int
 }
 
-func serveFlags(c *config) *flag.FlagSet {
-	f := flag.NewFlagSet("chatd", flag.ContinueOnError)
+func newFlags(name string) *flag.FlagSet {
+	f := flag.NewFlagSet(name, flag.ContinueOnError)
 	f.SetOutput(io.Discard) // main prints the error
+	return f
+}
+
+func serveFlags(c *config) *flag.FlagSet {
+	f := newFlags("chatd")
 	f.StringVar(&c.addr, "addr", "localhost:8080", "listen on `host:port`")
 	f.StringVar(&c.data, "data", "./data", "keep everything in `directory`")
 	f.StringVar(&c.url, "url", "", "public `URL`, if it is not http://host:port; its path is where everything lives")
@@ -398,8 +403,7 @@ func (s *server) publicURL(listening net.Addr) string {
 
 // user is `chatd user`: it works on the database, whether or not chatd runs.
 func user(args []string, stdin *os.File, stdout io.Writer) error {
-	flags := flag.NewFlagSet("chatd user", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
+	flags := newFlags("chatd user")
 	data := flags.String("data", "./data", "")
 	admin := flags.Bool("admin", false, "")
 	words, err := parseWords(flags, args)

@@ -342,10 +342,7 @@ func (s *server) createPrivate(r *http.Request, v visitor) (Room, error) {
 		return Room{}, err
 	}
 	room, err := s.store.CreatePrivateRoom(name, v.User)
-	if errors.Is(err, ErrTaken) {
-		err = refuse(http.StatusConflict, "room_taken")
-	}
-	return room, err
+	return room, instead(err, ErrTaken, refuse(http.StatusConflict, "room_taken"))
 }
 
 // aboutRoom is what about.html shows besides the page.
@@ -445,10 +442,7 @@ func (s *server) changeRoom(r *http.Request, v visitor, room Room) (Room, error)
 		return room, refuse(http.StatusBadRequest, "bad_request")
 	}
 	if err = s.store.ChangeRoom(changed, v.User); err != nil {
-		if errors.Is(err, ErrTaken) {
-			err = refuse(http.StatusConflict, "room_taken")
-		}
-		return room, err
+		return room, instead(err, ErrTaken, refuse(http.StatusConflict, "room_taken"))
 	}
 	return changed, nil
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net/http"
@@ -307,11 +306,8 @@ func (s *server) changeTokens(r *http.Request, v visitor, t Token, room Room) (m
 		return nil, err
 	}
 	secret, err := s.store.CreateToken(t)
-	if errors.Is(err, ErrNotFound) {
-		err = refuse(http.StatusNotFound, "unknown_room")
-	}
 	if err != nil {
-		return nil, err
+		return nil, instead(err, ErrNotFound, refuse(http.StatusNotFound, "unknown_room"))
 	}
 	curl := fmt.Sprintf(`curl -H "Authorization: Bearer %s" `, secret)
 	address := cmp.Or(s.public, "http://"+r.Host) + roomPath(cmp.Or(t.Room, lobby))
@@ -327,8 +323,7 @@ func (s *server) changeTokens(r *http.Request, v visitor, t Token, room Room) (m
 
 // token is `chatd token`: it works on the database, whether or not chatd runs.
 func token(args []string, stdout io.Writer) error {
-	flags := flag.NewFlagSet("chatd token", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
+	flags := newFlags("chatd token")
 	data := flags.String("data", "./data", "")
 	days := flags.Int("days", 0, "")
 	person, bot := flags.String("user", "", ""), flags.String("bot", "", "")
