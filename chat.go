@@ -259,7 +259,7 @@ func (s *server) hello(m *member, in clientFrame) {
 	m.hold()
 	f, err := s.welcome(m)
 	if err == nil {
-		m.feed(appendFrame(nil, opText, encodeJSON(f)))
+		m.feed(textFrame(f))
 		if in.Since == nil || m.deaf {
 			err = s.joinLive(m)
 		} else {
@@ -278,7 +278,7 @@ func (s *server) catchUp(m *member, in clientFrame) (err error) {
 			return err
 		}
 		if missed := m.from - *in.Since; missed > 0 {
-			m.feed(appendFrame(nil, opText, encodeJSON(behindFrame{"behind", m.from, missed})))
+			m.feed(textFrame(behindFrame{"behind", m.from, missed}))
 		}
 	}
 	return s.join(m)

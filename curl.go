@@ -35,7 +35,7 @@ func sendsJSON(r *http.Request) bool {
 var (
 	dialectSSE = &dialect{
 		stream: true, contentType: "text/event-stream", idle: []byte(":\n\n"),
-		encode: kept(func(e Event) []byte {
+		encode: showing(isKept, func(e Event) []byte {
 			f := newEventFrame(e)
 			event := "event: " + f.Type + "\n"
 			if e.Kind == KindMessage { // for onmessage
@@ -47,24 +47,17 @@ var (
 	}
 	dialectLines = &dialect{
 		stream: true, contentType: "application/x-ndjson", idle: []byte("\n"),
-		encode:   kept(func(e Event) []byte { return append(encodeJSON(newEventFrame(e)), '\n') }),
+		encode:   showing(isKept, func(e Event) []byte { return append(encodeJSON(newEventFrame(e)), '\n') }),
 		caughtUp: func(id int64) []byte { return append(encodeJSON(caughtUpFrame{"caught_up", id}), '\n') },
 	}
 	dialectText = &dialect{
 		stream: true, contentType: "text/plain; charset=utf-8", idle: []byte("\n"),
-		encode: kept(func(e Event) []byte { return []byte(newEventFrame(e).line()) }),
+		encode: showing(isKept, func(e Event) []byte { return []byte(newEventFrame(e).line()) }),
 	}
 )
 
-// kept leaves out what the log does not keep.
-func kept(encode func(Event) []byte) func(Event) []byte {
-	return func(e Event) []byte {
-		if e.ID == 0 {
-			return nil
-		}
-		return encode(e)
-	}
-}
+// isKept is false of what the log does not keep.
+func isKept(e Event) bool { return e.ID != 0 }
 
 // line is an event as it is read in a terminal, with its newline, or "" if there is
 // nothing to read. Only what begins a line with time and name is by that one: further
