@@ -388,9 +388,9 @@ func (s *Store) CreateFirstAdmin(name, encoded string) (User, error) {
 
 func (w *writer) createUser(u *User, encoded string) error {
 	err := w.queryRow(`
-		INSERT INTO users (name, key, role, password, joined, first_id)
-		VALUES (?, ?, ?, ?, ?, (SELECT coalesce(max(id), 0) FROM log)) ON CONFLICT (key) DO NOTHING RETURNING id`,
-		u.Name, foldName(u.Name), u.Role, orNull(encoded), w.now.UnixMilli()).Scan(&u.ID)
+		INSERT INTO users (name, key, role, bot, confined, expires, password, joined, first_id)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, (SELECT coalesce(max(id), 0) FROM log)) ON CONFLICT (key) DO NOTHING RETURNING id`,
+		u.Name, foldName(u.Name), u.Role, u.Bot, u.Confined, timeOrNull(u.Expires), orNull(encoded), w.now.UnixMilli()).Scan(&u.ID)
 	return instead(err, ErrNotFound, ErrTaken)
 }
 

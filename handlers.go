@@ -87,14 +87,14 @@ func (s *server) routes() http.Handler {
 	handle("POST /account/settings", s.signedIn(form(s.handleSettings)))
 	handle("POST /account/tokens", s.signedIn(form(s.handleTokens)))
 	tokened("GET /chat/{$}", "", s.handleRoomsOrSocket)
-	tokened("GET /chat/{room}/{$}", scopeRead, s.signedIn(s.handleRoom))
+	tokened("GET /chat/{room}/{$}", scopeRead, s.signedIn(s.inRoom(s.handleRoom)))
 	tokened("POST /chat/{room}/{$}", scopePost, s.signedIn(s.handlePost))
 	handle("POST /chat/{$}", s.signedIn(form(s.handleCreateRoom)))
-	handle("GET /chat/{room}/about/{$}", s.signedIn(s.handleAbout))
-	handle("POST /chat/{room}/about/{$}", s.signedIn(form(s.handleChangeRoom)))
+	handle("GET /chat/{room}/about/{$}", s.signedIn(s.inRoom(s.handleAbout)))
+	handle("POST /chat/{room}/about/{$}", s.signedIn(form(s.inRoom(s.handleChangeRoom))))
 	tokened("GET /push", scopeRead, s.signedIn(s.handlePushes))
 	tokened("POST /push", scopePost, s.signedIn(s.handlePush))
-	handle("POST /chat/{room}/about/tokens", s.signedIn(form(s.handleBots)))
+	handle("POST /chat/{room}/about/tokens", s.signedIn(form(s.inRoom(s.handleBots))))
 
 	handle("GET /admin/{$}", s.adminOnly(s.handleAdmin))
 	handle("GET /admin/users/{$}", s.adminOnly(s.handleUsers))
@@ -495,11 +495,7 @@ func (s *server) handleRooms(w http.ResponseWriter, r *http.Request, v visitor) 
 
 // handleRoom shows the newest messages of a room, or, with ?before=ID, older ones,
 // or, with ?at=ID, those around one; or it streams what is said there.
-func (s *server) handleRoom(w http.ResponseWriter, r *http.Request, v visitor) error {
-	room, err := s.enter(r, v, r.PathValue("room"))
-	if err != nil {
-		return err
-	}
+func (s *server) handleRoom(w http.ResponseWriter, r *http.Request, v visitor, room Room) error {
 	if room.Name != r.PathValue("room") {
 		return s.redirect(w, r, roomPath(room.Name)+query(r))
 	}

@@ -180,10 +180,10 @@ func (w *writer) resetPassword(in Invite, encoded string) (u User, err error) {
 
 func (w *writer) admit(in Invite, name, encoded string) (User, error) {
 	u := User{Name: name, Role: in.Role}
-	if err := w.createUser(&u, encoded); err != nil || in.Kind != inviteGuest {
-		return u, err
+	if in.Kind == inviteGuest {
+		u.Confined, u.Expires = true, in.Expires
 	}
-	if err := w.exec("UPDATE users SET confined = 1, expires = ? WHERE id = ?", in.Expires.UnixMilli(), u.ID); err != nil {
+	if err := w.createUser(&u, encoded); err != nil || in.Kind != inviteGuest {
 		return u, err
 	}
 	room, err := w.roomByName(in.Room)

@@ -297,7 +297,7 @@ func newServer(c config, store *Store, hub *Hub, log *slog.Logger) (*server, err
 		return nil, fmt.Errorf("-hook-allow: %w", err)
 	}
 	s.hooks = newHooks(store, log, allowed)
-	for origin := range splitList(c.origins) {
+	for _, origin := range splitList(c.origins) {
 		if err := s.socketOrigins.AddTrustedOrigin(origin); err != nil {
 			return nil, fmt.Errorf("-origins: %w", err)
 		}
@@ -327,7 +327,7 @@ func parsePublic(public string) (*url.URL, error) {
 }
 
 func parseNetworks(list string) (networks []netip.Prefix, err error) {
-	for network := range splitList(list) {
+	for _, network := range splitList(list) {
 		p, err := netip.ParsePrefix(network)
 		if err != nil {
 			return nil, err
@@ -337,14 +337,13 @@ func parseNetworks(list string) (networks []netip.Prefix, err error) {
 	return networks, nil
 }
 
-func splitList(list string) func(yield func(string) bool) {
-	return func(yield func(string) bool) {
-		for item := range strings.SplitSeq(list, ",") {
-			if item = strings.TrimSpace(item); item != "" && !yield(item) {
-				return
-			}
+func splitList(list string) (items []string) {
+	for item := range strings.SplitSeq(list, ",") {
+		if item = strings.TrimSpace(item); item != "" {
+			items = append(items, item)
 		}
 	}
+	return items
 }
 
 func (s *server) httpServer() *http.Server {

@@ -302,6 +302,17 @@ func (s *server) enter(r *http.Request, v visitor, name string) (Room, error) {
 	return s.store.CreateRoom(name, creator)
 }
 
+// inRoom is a handler for the room in the path, if the visitor may see it.
+func (s *server) inRoom(h func(w http.ResponseWriter, r *http.Request, v visitor, room Room) error) handler {
+	return func(w http.ResponseWriter, r *http.Request, v visitor) error {
+		room, err := s.enter(r, v, r.PathValue("room"))
+		if err != nil {
+			return err
+		}
+		return h(w, r, v, room)
+	}
+}
+
 func (s *server) enterDirect(r *http.Request, v visitor, name string) (Room, error) {
 	names := strings.Split(name, "+")
 	if other, found := strings.CutPrefix(name, "@"); found {
@@ -355,11 +366,7 @@ type aboutRoom struct {
 	Push    Push // what the form for another begins with
 }
 
-func (s *server) handleAbout(w http.ResponseWriter, r *http.Request, v visitor) error {
-	room, err := s.enter(r, v, r.PathValue("room"))
-	if err != nil {
-		return err
-	}
+func (s *server) handleAbout(w http.ResponseWriter, r *http.Request, v visitor, room Room) error {
 	return s.showAbout(w, r, v, room, nil, page{})
 }
 
@@ -399,12 +406,9 @@ func (s *server) mayManage(ctx context.Context, u User, room Room) (bool, error)
 	return u.Role == RoleAdmin || creator == u.ID, err
 }
 
-func (s *server) handleChangeRoom(w http.ResponseWriter, r *http.Request, v visitor) error {
-	room, err := s.enter(r, v, r.PathValue("room"))
+func (s *server) handleChangeRoom(w http.ResponseWriter, r *http.Request, v visitor, room Room) error {
+	room, err := s.changeRoom(r, v, room)
 	if err != nil {
-		return err
-	}
-	if room, err = s.changeRoom(r, v, room); err != nil {
 		return s.showAbout(w, r, v, room, err, page{Form: formOf(r, "topic", "name", "member")})
 	}
 	if !s.hub.Sees(v.User, room) { // left

@@ -157,10 +157,8 @@ func (w *writer) auditToken(by, u User, action, detail string) error {
 // createBot makes a user who has no password and comes in by tokens only.
 func (w *writer) createBot(name string) (User, error) {
 	u := User{Name: name, Role: RoleMember, Bot: true}
-	if err := w.createUser(&u, ""); err != nil {
-		return u, err
-	}
-	return u, w.exec("UPDATE users SET bot = 1 WHERE id = ?", u.ID)
+	err := w.createUser(&u, "")
+	return u, err
 }
 
 // tokenWorks has the time as ?1. A token works no longer than whoever made it may
@@ -253,11 +251,7 @@ func (s *server) handleTokens(w http.ResponseWriter, r *http.Request, v visitor)
 }
 
 // handleBots makes or revokes a token of a bot for a room.
-func (s *server) handleBots(w http.ResponseWriter, r *http.Request, v visitor) error {
-	room, err := s.enter(r, v, r.PathValue("room"))
-	if err != nil {
-		return err
-	}
+func (s *server) handleBots(w http.ResponseWriter, r *http.Request, v visitor, room Room) error {
 	manage, err := s.mayManage(r.Context(), v.User, room)
 	if err == nil && !manage {
 		err = ErrForbidden
