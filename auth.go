@@ -55,6 +55,11 @@ func (u User) gone() bool {
 	return u.Deactivated || !u.Expires.IsZero() && !time.Now().Before(u.Expires)
 }
 
+// author is the user as others get it, in an event: the settings are nobody else's.
+func (u User) author() User {
+	return User{ID: u.ID, Name: u.Name, Role: u.Role, Bot: u.Bot, Only: u.Only, Confined: u.Confined}
+}
+
 // limited reports whether there are public rooms that the user may not see.
 func (u User) limited() bool { return u.Confined || u.Only != 0 }
 

@@ -127,17 +127,14 @@ func (s *Store) RevokeInvite(id int64, admin User) (guests []int64, err error) {
 		if err != nil {
 			return err
 		}
-		guests, err = collect(context.Background(), w.conn, only[int64], "SELECT x.user FROM invite_uses x JOIN invites i ON i.id = x.invite WHERE i.id = ? AND i.kind = 'guest'", id)
+		const came = "(SELECT x.user FROM invite_uses x JOIN invites i ON i.id = x.invite WHERE i.id = ?1 AND i.kind = 'guest')"
+		guests, err = collect(context.Background(), w.conn, only[int64],
+			"UPDATE users SET deactivated = coalesce(deactivated, ?2) WHERE id IN "+came+" RETURNING id", id, w.now.UnixMilli())
 		if err != nil {
 			return err
 		}
-		for _, guest := range guests {
-			if err := w.exec("UPDATE users SET deactivated = coalesce(deactivated, ?) WHERE id = ?", w.now.UnixMilli(), guest); err != nil {
-				return err
-			}
-			if err := w.exec("DELETE FROM sessions WHERE user = ?", guest); err != nil {
-				return err
-			}
+		if err := w.exec("DELETE FROM sessions WHERE user IN "+came, id); err != nil {
+			return err
 		}
 		return w.audit(admin, "invite.revoke", fmt.Sprint("#", id), "")
 	})

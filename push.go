@@ -138,7 +138,7 @@ func (w *writer) push(id int64, e *Event) error {
 		return err
 	}
 	said := Event{
-		Kind: KindMessage, Room: room, Author: User{ID: u.ID, Name: u.Name, Role: u.Role, Bot: u.Bot, Confined: u.Confined},
+		Kind: KindMessage, Room: room, Author: u.author(),
 		CID: fmt.Sprintf("push-%d-%d", id, done), Time: w.now, Body: pushText(text, w.now, room), Pushed: true,
 	}
 	if err = w.checkRoom(&said); err == nil && u.gone() {

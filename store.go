@@ -140,8 +140,7 @@ func (s *Store) Append(e Event, done func(Event, error)) error {
 	if !ok {
 		return fmt.Errorf("append: %q is not an event that is kept", e.Kind)
 	}
-	a := e.Author
-	e.Author = User{ID: a.ID, Name: a.Name, Role: a.Role, Bot: a.Bot, Only: a.Only, Confined: a.Confined} // others get it; the settings are nobody else's
+	e.Author = e.Author.author()
 	return s.enqueue(&job{event: e, apply: apply, done: done})
 }
 
@@ -376,10 +375,13 @@ func instead(err, what, other error) error {
 	return err
 }
 
-// collect returns the rows of a query, each scanned into the columns of a T.
-func collect[T any](ctx context.Context, db interface {
+// querier is the readers' database, or the writer's connection.
+type querier interface {
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-}, columns func(*T) []any, query string, args ...any) (list []T, err error) {
+}
+
+// collect returns the rows of a query, each scanned into the columns of a T.
+func collect[T any](ctx context.Context, db querier, columns func(*T) []any, query string, args ...any) (list []T, err error) {
 	rows, err := db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, err
