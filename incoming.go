@@ -129,14 +129,14 @@ func (e forgeEvent) push() string {
 	if e.Deleted {
 		return "deleted " + branch
 	}
-	text := fmt.Sprintf("pushed %d commits to %s", len(e.Commits), branch)
+	lines := []string{fmt.Sprintf("pushed %d commits to %s", len(e.Commits), branch)}
 	for i, c := range e.Commits {
 		if i == shownCommits {
-			text += "\n…"
+			lines = append(lines, "…")
 			break
 		}
 		subject, _, _ := strings.Cut(c.Message, "\n")
-		text += fmt.Sprintf("\n%.7s %.200s", c.ID, subject)
+		lines = append(lines, fmt.Sprintf("%.7s %.200s", c.ID, subject))
 	}
-	return text + "\n" + cmp.Or(e.Compare, e.CompareURL)
+	return strings.Join(append(lines, cmp.Or(e.Compare, e.CompareURL)), "\n")
 }
