@@ -40,14 +40,14 @@ type Invite struct {
 	Expires time.Time
 	Uses    int // left
 	Revoked bool
-	Works   bool  // now
-	UsedBy  lines // names, oldest first
+	Works   bool     // now
+	UsedBy  nameList // oldest first
 }
 
-// lines scans a text with a line for each; names have no newline.
-type lines []string
+// nameList scans a text with a line for each name; none has a newline in it.
+type nameList []string
 
-func (l *lines) Scan(value any) error {
+func (l *nameList) Scan(value any) error {
 	*l = nil
 	if text, _ := value.(string); text != "" {
 		*l = strings.Split(text, "\n")
