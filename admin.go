@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"database/sql"
 	"errors"
 	"fmt"
 	"math"
@@ -55,10 +54,7 @@ func (w *writer) audit(admin User, action, subject, detail string) error {
 		INSERT INTO audit (time, admin, action, subject, detail) SELECT ?1, nullif(?2, 0), ?3, ?4, ?5
 		WHERE ?2 = 0 OR EXISTS (SELECT 1 FROM users WHERE id = ?2 AND role = 'admin' AND deactivated IS NULL)
 		RETURNING id`, w.now.UnixMilli(), admin.ID, action, subject, detail).Scan(&id)
-	if errors.Is(err, sql.ErrNoRows) {
-		return ErrForbidden
-	}
-	return err
+	return instead(err, ErrNotFound, ErrForbidden)
 }
 
 // moderate allows admin, and nobody else, to delete a message of somebody else's,
@@ -94,7 +90,7 @@ func (s *server) handleAdmin(w http.ResponseWriter, r *http.Request, v visitor) 
 func (s *Store) figures(ctx context.Context) ([]figure, error) {
 	var path string
 	var admins, members, guests, deactivated, rooms, events int64
-	err := s.read.QueryRowContext(ctx, `
+	err := s.queryRow(ctx, `
 		SELECT (SELECT file FROM pragma_database_list WHERE name = 'main'),
 			count(*) FILTER (WHERE role = 'admin' AND deactivated IS NULL),
 			count(*) FILTER (WHERE role = 'member' AND deactivated IS NULL),
@@ -144,35 +140,16 @@ func (s *server) showUsers(w http.ResponseWriter, r *http.Request, v visitor, p 
 		p.Admin.Accounts = list[:accountsPage]
 		p.Admin.Next = withQuery("/admin/users/", map[string]string{"find": find, "after": list[accountsPage-1].Name})
 	}
-	if wrong != nil {
-		return s.again(w, r, v, wrong, "admin_users.html", p)
-	}
-	return s.render(w, r, v, http.StatusOK, "admin_users.html", p)
+	return s.show(w, r, v, wrong, "admin_users.html", p)
 }
 
 // accounts returns users whose name contains find, by name, from the one that follows after.
-func (s *Store) accounts(ctx context.Context, find, after string, limit int) (list []account, err error) {
-	rows, err := s.read.QueryContext(ctx, `
+func (s *Store) accounts(ctx context.Context, find, after string, limit int) ([]account, error) {
+	return collect(ctx, s.read, func(a *account) []any {
+		return []any{&a.ID, &a.Name, &a.Role, &a.Bot, millis{&a.Joined}, &a.Deactivated, millis{&a.Seen}}
+	}, `
 		SELECT id, name, role, bot, joined, deactivated IS NOT NULL, (SELECT max(seen) FROM sessions WHERE user = id)
 		FROM users WHERE key > ? AND key LIKE ? ESCAPE '\' ORDER BY key LIMIT ?`, foldName(after), containing(foldName(find)), limit)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var a account
-		var joined int64
-		var seen sql.Null[int64]
-		if err := rows.Scan(&a.ID, &a.Name, &a.Role, &a.Bot, &joined, &a.Deactivated, &seen); err != nil {
-			return nil, err
-		}
-		a.Joined = time.UnixMilli(joined)
-		if seen.Valid {
-			a.Seen = time.UnixMilli(seen.V)
-		}
-		list = append(list, a)
-	}
-	return list, rows.Err()
 }
 
 // containing is the LIKE pattern, with ESCAPE '\', of what contains text itself.
@@ -195,9 +172,6 @@ func withQuery(path string, form map[string]string) string {
 }
 
 func (s *server) handleChangeUsers(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	if r.PostFormValue("action") == "user.create" {
 		u, password, err := s.addAccount(r, v.User)
 		if err != nil {
@@ -209,8 +183,7 @@ func (s *server) handleChangeUsers(w http.ResponseWriter, r *http.Request, v vis
 	if err := s.changeAccount(r, v.User); err != nil {
 		return s.showUsers(w, r, v, page{Form: make(map[string]string)}, err)
 	}
-	s.redirect(w, r, localPath(r.PostFormValue("next")))
-	return nil
+	return s.redirect(w, r, localPath(r.PostFormValue("next")))
 }
 
 // addAccount makes an account with a password that nobody else will ever see.
@@ -223,8 +196,8 @@ func (s *server) addAccount(r *http.Request, admin User) (u User, password strin
 		return u, "", err
 	}
 	password = rand.Text()[:16]
-	var encoded string
-	if err := s.hashing(r.Context(), func() { encoded = hashPassword(password) }); err != nil {
+	encoded, err := s.hash(r.Context(), password)
+	if err != nil {
 		return u, "", err
 	}
 	err = s.store.update(func(w *writer) error {
@@ -276,9 +249,6 @@ func (s *Store) ChangeUser(admin User, id int64, action string, role Role) (u Us
 			value = w.now.UnixMilli()
 		}
 		err := w.queryRow("UPDATE users SET "+change+" RETURNING id, name, role", value, id).Scan(&u.ID, &u.Name, &u.Role)
-		if errors.Is(err, sql.ErrNoRows) {
-			return ErrNotFound
-		}
 		if err == nil && action != "user.role" {
 			err = w.exec("DELETE FROM sessions WHERE user = ?", id)
 		}
@@ -369,9 +339,6 @@ func (s *Store) search(ctx context.Context, admin User, q search) (found []Event
 // handleDeleteMessages deletes the messages that are ticked, as many as a page has.
 // One that is gone already, or was never to be seen, is left out.
 func (s *server) handleDeleteMessages(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	if len(r.PostForm["id"]) > historyPage {
 		return refuse(http.StatusBadRequest, "bad_request")
 	}
@@ -395,8 +362,7 @@ func (s *server) handleDeleteMessages(w http.ResponseWriter, r *http.Request, v 
 			return err
 		}
 	}
-	s.redirect(w, r, localPath(r.PostFormValue("next")))
-	return nil
+	return s.redirect(w, r, localPath(r.PostFormValue("next")))
 }
 
 func (s *server) handleInvites(w http.ResponseWriter, r *http.Request, v visitor) error {
@@ -409,17 +375,11 @@ func (s *server) showInvites(w http.ResponseWriter, r *http.Request, v visitor, 
 		return err
 	}
 	p.Admin.Invites = all
-	if wrong != nil {
-		return s.again(w, r, v, wrong, "admin_invites.html", p)
-	}
-	return s.render(w, r, v, http.StatusOK, "admin_invites.html", p)
+	return s.show(w, r, v, wrong, "admin_invites.html", p)
 }
 
 // handleChangeInvites makes a link or revokes one, with the guests who came by it.
 func (s *server) handleChangeInvites(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	if r.PostFormValue("action") == "invite.revoke" {
 		id, _, err := numberOf(r, "id")
 		if err != nil {
@@ -430,8 +390,7 @@ func (s *server) handleChangeInvites(w http.ResponseWriter, r *http.Request, v v
 			return err
 		}
 		s.hub.Drop(func(m *member) bool { return slices.Contains(guests, m.user.ID) })
-		s.redirect(w, r, "/admin/invites/")
-		return nil
+		return s.redirect(w, r, "/admin/invites/")
 	}
 	p := page{Admin: &adminPage{}, Form: formOf(r, "kind", "name", "days", "uses")}
 	token, err := s.addInvite(r, v.User)
@@ -466,10 +425,7 @@ func (s *server) addInvite(r *http.Request, admin User) (token string, err error
 	}
 	in.Uses = int(min(uses, maxInviteUses+1))
 	token, err = s.store.CreateInvite(in, time.Duration(min(days, 1000))*24*time.Hour)
-	if errors.Is(err, ErrNotFound) {
-		err = refuse(http.StatusNotFound, "no_user")
-	}
-	return token, err
+	return token, instead(err, ErrNotFound, refuse(http.StatusNotFound, "no_user"))
 }
 
 // handleAdminRooms lists the rooms; each is changed on its own page.
@@ -504,22 +460,10 @@ func (s *server) handleAudit(w http.ResponseWriter, r *http.Request, v visitor) 
 }
 
 // Audit returns what administrators did, newest first, with ids below before.
-func (s *Store) Audit(ctx context.Context, before int64, limit int) (entries []auditEntry, err error) {
-	rows, err := s.read.QueryContext(ctx, `
+func (s *Store) Audit(ctx context.Context, before int64, limit int) ([]auditEntry, error) {
+	return collect(ctx, s.read, func(a *auditEntry) []any {
+		return []any{&a.ID, millis{&a.Time}, &a.Admin, &a.Action, &a.Subject, &a.Detail}
+	}, `
 		SELECT a.id, a.time, coalesce(u.name, ''), a.action, a.subject, a.detail
 		FROM audit a LEFT JOIN users u ON u.id = a.admin WHERE a.id < ? ORDER BY a.id DESC LIMIT ?`, before, limit)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var a auditEntry
-		var at int64
-		if err := rows.Scan(&a.ID, &at, &a.Admin, &a.Action, &a.Subject, &a.Detail); err != nil {
-			return nil, err
-		}
-		a.Time = time.UnixMilli(at)
-		entries = append(entries, a)
-	}
-	return entries, rows.Err()
 }

@@ -6,12 +6,12 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
-	"database/sql"
 	"encoding/base64"
 	"errors"
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -53,6 +53,11 @@ var notifyLevels = []string{"all", "mentions", "none"}
 // gone reports whether the user may not come in any more.
 func (u User) gone() bool {
 	return u.Deactivated || !u.Expires.IsZero() && !time.Now().Before(u.Expires)
+}
+
+// author is the user as others get it, in an event: the settings are nobody else's.
+func (u User) author() User {
+	return User{ID: u.ID, Name: u.Name, Role: u.Role, Bot: u.Bot, Only: u.Only, Confined: u.Confined}
 }
 
 // limited reports whether there are public rooms that the user may not see.
@@ -123,6 +128,12 @@ func (s *server) hashing(ctx context.Context, f func()) error {
 	}
 }
 
+// hash is hashPassword, when it is its turn.
+func (s *server) hash(ctx context.Context, password string) (encoded string, err error) {
+	err = s.hashing(ctx, func() { encoded = hashPassword(password) })
+	return encoded, err
+}
+
 // signIn checks a name and a password. An unknown name, and that of a user who may
 // not come in, is answered like a wrong password, and as late. Who guesses has to wait:
 //
@@ -186,10 +197,7 @@ type visitor struct {
 func (s *server) visitor(r *http.Request) (visitor, error) {
 	if secret, shown := bearer(r); shown {
 		v, err := s.store.TokenVisitor(r.Context(), hashToken(secret))
-		if errors.Is(err, ErrNotFound) {
-			err = refuse(http.StatusUnauthorized, "bad_token")
-		}
-		return v, err
+		return v, instead(err, ErrNotFound, refuse(http.StatusUnauthorized, "bad_token"))
 	}
 	if signature := r.Header.Get("X-Hub-Signature-256"); signature != "" {
 		return s.signer(r, signature)
@@ -267,15 +275,11 @@ func (s *server) clientAddress(r *http.Request) string {
 
 func (s *server) trusts(host string) bool {
 	a, err := netip.ParseAddr(host)
-	if err != nil {
-		return false
-	}
-	for _, p := range s.trusted {
-		if p.Contains(a.Unmap()) {
-			return true
-		}
-	}
-	return false
+	return err == nil && within(s.trusted, a.Unmap())
+}
+
+func within(networks []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(networks, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // networkOf is what a throttle counts an address as: who has one of IPv6 has the
@@ -358,7 +362,7 @@ func (t *throttle) forget(key string) {
 
 // HasAdmin reports whether anybody can look after this chatd.
 func (s *Store) HasAdmin(ctx context.Context) (has bool, err error) {
-	err = s.read.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM users WHERE role = 'admin')").Scan(&has)
+	err = s.queryRow(ctx, "SELECT EXISTS (SELECT 1 FROM users WHERE role = 'admin')").Scan(&has)
 	return has, err
 }
 
@@ -389,13 +393,10 @@ func (s *Store) CreateFirstAdmin(name, encoded string) (User, error) {
 
 func (w *writer) createUser(u *User, encoded string) error {
 	err := w.queryRow(`
-		INSERT INTO users (name, key, role, password, joined, first_id)
-		VALUES (?, ?, ?, ?, ?, (SELECT coalesce(max(id), 0) FROM log)) ON CONFLICT (key) DO NOTHING RETURNING id`,
-		u.Name, foldName(u.Name), u.Role, orNull(encoded), w.now.UnixMilli()).Scan(&u.ID)
-	if errors.Is(err, sql.ErrNoRows) {
-		return ErrTaken
-	}
-	return err
+		INSERT INTO users (name, key, role, bot, confined, expires, password, joined, first_id)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, (SELECT coalesce(max(id), 0) FROM log)) ON CONFLICT (key) DO NOTHING RETURNING id`,
+		u.Name, foldName(u.Name), u.Role, u.Bot, u.Confined, timeOrNull(u.Expires), orNull(encoded), w.now.UnixMilli()).Scan(&u.ID)
+	return instead(err, ErrNotFound, ErrTaken)
 }
 
 // UserOrNew returns the user of that name, who is made, without a password, if need be.
@@ -418,7 +419,7 @@ func (s *Store) SpeakingGuest(ctx context.Context, name string) (User, error) {
 		return User{}, err
 	}
 	var owned bool
-	err = s.read.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM sessions WHERE user = ?)", u.ID).Scan(&owned)
+	err = s.queryRow(ctx, "SELECT EXISTS (SELECT 1 FROM sessions WHERE user = ?)", u.ID).Scan(&owned)
 	if err == nil && (owned || u.Bot || u.Role != RoleGuest || u.gone()) {
 		err = ErrTaken
 	}
@@ -427,23 +428,15 @@ func (s *Store) SpeakingGuest(ctx context.Context, name string) (User, error) {
 
 // UserByName returns a user and the encoded password, or ErrNotFound.
 func (s *Store) UserByName(ctx context.Context, name string) (u User, encoded string, err error) {
-	u, err = scanUser(s.read.QueryRowContext(ctx, "SELECT "+userColumns+", coalesce(u.password, '') FROM users u WHERE u.key = ?", foldName(name)), &encoded)
+	err = s.queryRow(ctx, "SELECT coalesce(u.password, ''), "+userColumns+" FROM users u WHERE u.key = ?", foldName(name)).Scan(u.columns(&encoded)...)
 	return u, encoded, err
 }
 
-// userColumns are what scanUser makes a User of. It scans further ones into more.
-const userColumns = "u.id, u.name, u.role, u.bot, coalesce(u.language, ''), u.notify, coalesce(u.expires, 0), u.deactivated IS NOT NULL, u.confined"
+// userColumns are those of users u that User.columns scans, after others.
+const userColumns = "u.id, u.name, u.role, u.bot, coalesce(u.language, ''), u.notify, u.expires, u.deactivated IS NOT NULL, u.confined"
 
-func scanUser(row *sql.Row, more ...any) (u User, err error) {
-	var expires int64
-	err = row.Scan(append([]any{&u.ID, &u.Name, &u.Role, &u.Bot, &u.Language, &u.Notify, &expires, &u.Deactivated, &u.Confined}, more...)...)
-	if expires != 0 {
-		u.Expires = time.UnixMilli(expires)
-	}
-	if errors.Is(err, sql.ErrNoRows) {
-		err = ErrNotFound
-	}
-	return u, err
+func (u *User) columns(others ...any) []any {
+	return append(others, &u.ID, &u.Name, &u.Role, &u.Bot, &u.Language, &u.Notify, millis{&u.Expires}, &u.Deactivated, &u.Confined)
 }
 
 // SetPassword changes a password and ends the user's sessions but the one to keep.

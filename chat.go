@@ -17,7 +17,8 @@ const (
 )
 
 // checkSocket decides about a handshake while it can still be refused over HTTP.
-func (s *server) checkSocket(w http.ResponseWriter, r *http.Request, v visitor) error {
+// nameless: it is for visitors without a session too, if any are let in.
+func (s *server) checkSocket(w http.ResponseWriter, r *http.Request, v visitor, nameless bool) error {
 	if err := checkHandshake(w.Header(), r); err != nil {
 		return err
 	}
@@ -28,7 +29,7 @@ func (s *server) checkSocket(w http.ResponseWriter, r *http.Request, v visitor) 
 	switch {
 	case s.socketOrigins.Check(&post) != nil:
 		return refuse(http.StatusForbidden, "cross_origin")
-	case v.ID == 0 && !s.guests:
+	case v.ID == 0 && !(nameless && s.guests):
 		return refuse(http.StatusUnauthorized, "sign_in")
 	}
 	return nil
@@ -223,11 +224,8 @@ func (m *member) throttleKey() string {
 
 // handleV1 is GET /ws: one socket for all rooms.
 func (s *server) handleV1(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := s.checkSocket(w, r, v); err != nil {
+	if err := s.checkSocket(w, r, v, false); err != nil {
 		return err
-	}
-	if v.ID == 0 {
-		return refuse(http.StatusUnauthorized, "sign_in")
 	}
 	return s.socket(w, r, v, &member{dialect: dialectV1, room: followsRooms}, false, s.talkV1)
 }
@@ -261,7 +259,7 @@ func (s *server) hello(m *member, in clientFrame) {
 	m.hold()
 	f, err := s.welcome(m)
 	if err == nil {
-		m.feed(appendFrame(nil, opText, encodeJSON(f)))
+		m.feed(textFrame(f))
 		if in.Since == nil || m.deaf {
 			err = s.joinLive(m)
 		} else {
@@ -280,7 +278,7 @@ func (s *server) catchUp(m *member, in clientFrame) (err error) {
 			return err
 		}
 		if missed := m.from - *in.Since; missed > 0 {
-			m.feed(appendFrame(nil, opText, encodeJSON(behindFrame{"behind", m.from, missed})))
+			m.feed(textFrame(behindFrame{"behind", m.from, missed}))
 		}
 	}
 	return s.join(m)
@@ -355,7 +353,7 @@ func (s *server) throttlePost(author string, e Event) error {
 // visitors who are not signed in.
 func (s *server) roomSocket(d *dialect, parse func([]byte) (clientFrame, error)) handler {
 	return func(w http.ResponseWriter, r *http.Request, v visitor) error {
-		if err := s.checkSocket(w, r, v); err != nil {
+		if err := s.checkSocket(w, r, v, true); err != nil {
 			return err
 		}
 		since, replay, err := numberOf(r, "since")
@@ -373,13 +371,7 @@ func (s *server) roomSocket(d *dialect, parse func([]byte) (clientFrame, error))
 			} else if !s.joined(m, s.join(m)) {
 				return
 			}
-			s.listen(m, func(text []byte) (string, error) {
-				in, err := parse(text)
-				if err == nil {
-					err = s.say(m, room, in)
-				}
-				return in.CID, err
-			})
+			s.hear(m, room, parse)
 		})
 	}
 }
@@ -388,6 +380,17 @@ func parsePlain(text []byte) (clientFrame, error) { return clientFrame{Message: 
 
 func parseNothing([]byte) (clientFrame, error) {
 	return clientFrame{}, refuse(http.StatusForbidden, "read_only")
+}
+
+// hear says in the room what m sends, until its socket ends.
+func (s *server) hear(m *member, room Room, parse func([]byte) (clientFrame, error)) {
+	s.listen(m, func(text []byte) (string, error) {
+		in, err := parse(text)
+		if err == nil {
+			err = s.say(m, room, in)
+		}
+		return in.CID, err
+	})
 }
 
 // say appends a message of m, or of the guest that m says it is.
@@ -431,27 +434,17 @@ func (s *server) speakingGuest(m *member, said string) (User, error) {
 
 // handleList is the tutorials' socket at /chat/: for members only, in the lobby.
 func (s *server) handleList(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := s.checkSocket(w, r, v); err != nil {
+	if err := s.checkSocket(w, r, v, false); err != nil {
 		return err
-	}
-	if v.ID == 0 {
-		return refuse(http.StatusUnauthorized, "sign_in")
 	}
 	room, err := s.enter(r, v, lobby)
 	if err != nil {
 		return err
 	}
 	return s.socket(w, r, v, &member{dialect: dialectList, room: room.ID}, true, func(m *member) {
-		if !s.joined(m, s.beginList(m)) {
-			return
+		if s.joined(m, s.beginList(m)) {
+			s.hear(m, room, decodeFrame)
 		}
-		s.listen(m, func(text []byte) (string, error) {
-			in, err := decodeFrame(text)
-			if err == nil {
-				err = s.say(m, room, in)
-			}
-			return in.CID, err
-		})
 	})
 }
 

@@ -9,7 +9,6 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	mathrand "math/rand/v2"
@@ -72,8 +71,7 @@ type refusal struct{ error }
 // runClient is chatd tail, say and chat.
 func runClient(ctx context.Context, command string, args []string, stdin *os.File, stdout, stderr io.Writer) (err error) {
 	c := &client{stdout: stdout, stderr: stderr, listens: command != "say"}
-	flags := flag.NewFlagSet("chatd "+command, flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
+	flags := newFlags("chatd " + command)
 	server := flags.String("url", cmp.Or(os.Getenv("CHATD_URL"), "http://localhost:8080"), "")
 	tokenFile := flags.String("token-file", "", "") // the token itself would be seen by all who run ps
 	if c.listens {

@@ -35,7 +35,7 @@ func sendsJSON(r *http.Request) bool {
 var (
 	dialectSSE = &dialect{
 		stream: true, contentType: "text/event-stream", idle: []byte(":\n\n"),
-		encode: kept(func(e Event) []byte {
+		encode: showing(isKept, func(e Event) []byte {
 			f := newEventFrame(e)
 			event := "event: " + f.Type + "\n"
 			if e.Kind == KindMessage { // for onmessage
@@ -47,24 +47,17 @@ var (
 	}
 	dialectLines = &dialect{
 		stream: true, contentType: "application/x-ndjson", idle: []byte("\n"),
-		encode:   kept(func(e Event) []byte { return append(encodeJSON(newEventFrame(e)), '\n') }),
+		encode:   showing(isKept, func(e Event) []byte { return append(encodeJSON(newEventFrame(e)), '\n') }),
 		caughtUp: func(id int64) []byte { return append(encodeJSON(caughtUpFrame{"caught_up", id}), '\n') },
 	}
 	dialectText = &dialect{
 		stream: true, contentType: "text/plain; charset=utf-8", idle: []byte("\n"),
-		encode: kept(func(e Event) []byte { return []byte(newEventFrame(e).line()) }),
+		encode: showing(isKept, func(e Event) []byte { return []byte(newEventFrame(e).line()) }),
 	}
 )
 
-// kept leaves out what the log does not keep.
-func kept(encode func(Event) []byte) func(Event) []byte {
-	return func(e Event) []byte {
-		if e.ID == 0 {
-			return nil
-		}
-		return encode(e)
-	}
-}
+// isKept is false of what the log does not keep.
+func isKept(e Event) bool { return e.ID != 0 }
 
 // line is an event as it is read in a terminal, with its newline, or "" if there is
 // nothing to read. Only what begins a line with time and name is by that one: further
@@ -168,14 +161,12 @@ func (s *server) handlePost(w http.ResponseWriter, r *http.Request, v visitor) e
 	case !wantsPage(r) && err != nil:
 		return err
 	case !wantsPage(r):
-		writeJSON(w, http.StatusOK, postedFrame{newEventFrame(e), permalink(cmp.Or(s.public, "http://"+r.Host), e)})
+		return writeJSON(w, http.StatusOK, postedFrame{newEventFrame(e), permalink(cmp.Or(s.public, "http://"+r.Host), e)})
 	case err != nil:
 		p := problemOf(err)
 		return s.showRoom(w, r, v, room, p.status, page{Error: s.sentence(v.language(r), p), Form: map[string]string{"message": in.Message}})
-	default:
-		s.redirect(w, r, fmt.Sprintf("%s#m%d", roomPath(room.Name), e.ID))
 	}
-	return nil
+	return s.redirect(w, r, fmt.Sprintf("%s#m%d", roomPath(room.Name), e.ID))
 }
 
 // postedFrame answers whoever speaks over HTTP.
@@ -297,8 +288,7 @@ func (s *server) sendHistory(w http.ResponseWriter, r *http.Request, room Room) 
 	if more {
 		h.Older = events[0].ID
 	}
-	writeJSON(w, http.StatusOK, h)
-	return nil
+	return writeJSON(w, http.StatusOK, h)
 }
 
 // missed is a page of the log, oldest first.
@@ -327,6 +317,5 @@ func (s *server) sendMissed(w http.ResponseWriter, r *http.Request, v visitor, r
 		answer.Events = append(answer.Events, newEventFrame(e))
 		answer.ID = e.ID
 	}
-	writeJSON(w, http.StatusOK, answer)
-	return nil
+	return writeJSON(w, http.StatusOK, answer)
 }

@@ -71,40 +71,40 @@ func (s *server) routes() http.Handler {
 	handle("GET /{$}", s.handleRoot)
 	mux.HandleFunc("GET /static/{file}", s.handleAsset)
 	handle("GET /setup", s.handleSetUpPage)
-	handle("POST /setup", s.handleSetUp)
+	handle("POST /setup", form(s.handleSetUp))
 	handle("GET /login/{$}", s.handleLoginPage)
-	handle("POST /login/{$}", s.handleLogin)
-	handle("POST /guest", s.handleGuest)
+	handle("POST /login/{$}", form(s.handleLogin))
+	handle("POST /guest", form(s.handleGuest))
 	handle("GET /register/{$}", s.handleRegisterPage)
-	handle("POST /register/{$}", s.handleRegister)
+	handle("POST /register/{$}", form(s.handleRegister))
 	handle("GET /invite/{token}", s.handleInvitePage)
-	handle("POST /invite/{token}", s.handleInvite)
+	handle("POST /invite/{token}", form(s.handleInvite))
 	handle("POST /logout", s.handleLogout)
 	handle("POST /language", s.handleLanguage)
 	handle("GET /account/{$}", s.signedIn(s.handleAccount))
-	handle("POST /account/password", s.signedIn(s.handlePassword))
-	handle("POST /account/sessions", s.signedIn(s.handleSessions))
-	handle("POST /account/settings", s.signedIn(s.handleSettings))
-	handle("POST /account/tokens", s.signedIn(s.handleTokens))
+	handle("POST /account/password", s.signedIn(form(s.handlePassword)))
+	handle("POST /account/sessions", s.signedIn(form(s.handleSessions)))
+	handle("POST /account/settings", s.signedIn(form(s.handleSettings)))
+	handle("POST /account/tokens", s.signedIn(form(s.handleTokens)))
 	tokened("GET /chat/{$}", "", s.handleRoomsOrSocket)
-	tokened("GET /chat/{room}/{$}", scopeRead, s.signedIn(s.handleRoom))
+	tokened("GET /chat/{room}/{$}", scopeRead, s.signedIn(s.inRoom(s.handleRoom)))
 	tokened("POST /chat/{room}/{$}", scopePost, s.signedIn(s.handlePost))
-	handle("POST /chat/{$}", s.signedIn(s.handleCreateRoom))
-	handle("GET /chat/{room}/about/{$}", s.signedIn(s.handleAbout))
-	handle("POST /chat/{room}/about/{$}", s.signedIn(s.handleChangeRoom))
+	handle("POST /chat/{$}", s.signedIn(form(s.handleCreateRoom)))
+	handle("GET /chat/{room}/about/{$}", s.signedIn(s.inRoom(s.handleAbout)))
+	handle("POST /chat/{room}/about/{$}", s.signedIn(form(s.inRoom(s.handleChangeRoom))))
 	tokened("GET /push", scopeRead, s.signedIn(s.handlePushes))
 	tokened("POST /push", scopePost, s.signedIn(s.handlePush))
-	handle("POST /chat/{room}/about/tokens", s.signedIn(s.handleBots))
+	handle("POST /chat/{room}/about/tokens", s.signedIn(form(s.inRoom(s.handleBots))))
 
 	handle("GET /admin/{$}", s.adminOnly(s.handleAdmin))
 	handle("GET /admin/users/{$}", s.adminOnly(s.handleUsers))
-	handle("POST /admin/users", s.adminOnly(s.handleChangeUsers))
+	handle("POST /admin/users", s.adminOnly(form(s.handleChangeUsers)))
 	handle("GET /admin/messages/{$}", s.adminOnly(s.handleMessages))
-	handle("POST /admin/messages", s.adminOnly(s.handleDeleteMessages))
+	handle("POST /admin/messages", s.adminOnly(form(s.handleDeleteMessages)))
 	handle("GET /admin/invites/{$}", s.adminOnly(s.handleInvites))
-	handle("POST /admin/invites", s.adminOnly(s.handleChangeInvites))
+	handle("POST /admin/invites", s.adminOnly(form(s.handleChangeInvites)))
 	handle("GET /admin/hooks/{$}", s.adminOnly(s.handleHooks))
-	handle("POST /admin/hooks", s.adminOnly(s.handleChangeHooks))
+	handle("POST /admin/hooks", s.adminOnly(form(s.handleChangeHooks)))
 	handle("GET /admin/rooms/{$}", s.adminOnly(s.handleAdminRooms))
 	handle("GET /admin/audit/{$}", s.adminOnly(s.handleAudit))
 
@@ -172,6 +172,16 @@ func scoped(scope string, h handler) handler {
 	}
 }
 
+// form parses the form that h is for.
+func form(h handler) handler {
+	return func(w http.ResponseWriter, r *http.Request, v visitor) error {
+		if err := r.ParseForm(); err != nil {
+			return badForm(err)
+		}
+		return h(w, r, v)
+	}
+}
+
 // signedIn sends visitors without a session to the login page and back.
 func (s *server) signedIn(h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request, v visitor) error {
@@ -181,8 +191,7 @@ func (s *server) signedIn(h handler) handler {
 		case r.Method != http.MethodGet || !wantsPage(r):
 			return refuse(http.StatusUnauthorized, "sign_in")
 		}
-		s.redirect(w, r, "/login/?next="+url.QueryEscape(r.URL.RequestURI()))
-		return nil
+		return s.redirect(w, r, "/login/?next="+url.QueryEscape(r.URL.RequestURI()))
 	}
 }
 
@@ -223,16 +232,18 @@ func (s *server) sentence(lang string, p *problem) string {
 	return s.words[lang].text("error."+p.code, p.args...)
 }
 
-func writeJSON(w http.ResponseWriter, status int, v any) {
+func writeJSON(w http.ResponseWriter, status int, v any) error {
 	body := encodeJSON(v)
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	w.Write(append(body, '\n'))
+	return nil
 }
 
-// redirect goes to a path of ours with GET.
-func (s *server) redirect(w http.ResponseWriter, r *http.Request, to string) {
+// redirect goes to a path of ours with GET. Like writeJSON it returns nil, for handlers to return.
+func (s *server) redirect(w http.ResponseWriter, r *http.Request, to string) error {
 	http.Redirect(w, r, s.base+to, http.StatusSeeOther)
+	return nil
 }
 
 // localPath returns a path that somebody asked to be sent to, or the rooms if it
@@ -247,8 +258,7 @@ func localPath(next string) string {
 }
 
 func (s *server) handleRoot(w http.ResponseWriter, r *http.Request, _ visitor) error {
-	s.redirect(w, r, "/chat/")
-	return nil
+	return s.redirect(w, r, "/chat/")
 }
 
 func (s *server) handleSetUpPage(w http.ResponseWriter, r *http.Request, v visitor) error {
@@ -273,21 +283,15 @@ func (s *server) checkSetUp(r *http.Request) error {
 }
 
 func (s *server) handleSetUp(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	if err := s.checkSetUp(r); err != nil {
 		return err
 	}
 	u, err := s.newAccount(r, func(name, encoded string) (User, error) {
 		u, err := s.store.CreateFirstAdmin(name, encoded)
-		if errors.Is(err, ErrForbidden) {
-			err = refuse(http.StatusGone, "setup_used")
-		}
-		return u, err
+		return u, instead(err, ErrForbidden, refuse(http.StatusGone, "setup_used"))
 	})
 	if err != nil {
-		return s.again(w, r, v, err, "setup.html", page{Form: formOf(r, setUpKey, "username")})
+		return s.show(w, r, v, err, "setup.html", page{Form: formOf(r, setUpKey, "username")})
 	}
 	s.log.Info("administrator created", "user", u.Name)
 	return s.enterAs(w, r, u)
@@ -303,8 +307,8 @@ func (s *server) newAccount(r *http.Request, create func(name, encoded string) (
 	if err := checkPassword(password); err != nil {
 		return User{}, err
 	}
-	var encoded string
-	if err := s.hashing(r.Context(), func() { encoded = hashPassword(password) }); err != nil {
+	encoded, err := s.hash(r.Context(), password)
+	if err != nil {
 		return User{}, err
 	}
 	return create(name, encoded)
@@ -315,18 +319,30 @@ func (s *server) enterAs(w http.ResponseWriter, r *http.Request, u User) error {
 	if err := s.startSession(w, r, u); err != nil {
 		return err
 	}
-	s.redirect(w, r, localPath(r.PostFormValue("next")))
-	return nil
+	return s.redirect(w, r, localPath(r.PostFormValue("next")))
 }
 
-// again shows a form once more, with what was typed and what is wrong with it.
-func (s *server) again(w http.ResponseWriter, r *http.Request, v visitor, err error, file string, p page) error {
-	problem := problemOf(err)
-	if problem.status >= http.StatusInternalServerError {
+// show shows a page, and what is wrong with the form that was sent from it, if anything.
+func (s *server) show(w http.ResponseWriter, r *http.Request, v visitor, wrong error, file string, p page) error {
+	status, err := s.blame(r, v, wrong, &p)
+	if err != nil {
 		return err
 	}
+	return s.render(w, r, v, status, file, p)
+}
+
+// blame puts into p what is wrong with a form, if anything, and returns the status to
+// say so with. The error is wrong itself if it is none of the visitor's.
+func (s *server) blame(r *http.Request, v visitor, wrong error, p *page) (status int, err error) {
+	if wrong == nil {
+		return http.StatusOK, nil
+	}
+	problem := problemOf(wrong)
+	if problem.status >= http.StatusInternalServerError {
+		return 0, wrong
+	}
 	p.Error = s.sentence(v.language(r), problem)
-	return s.render(w, r, v, problem.status, file, p)
+	return problem.status, nil
 }
 
 func badForm(err error) error {
@@ -338,33 +354,26 @@ func badForm(err error) error {
 
 func (s *server) handleLoginPage(w http.ResponseWriter, r *http.Request, v visitor) error {
 	if v.proxied {
-		s.redirect(w, r, localPath(r.FormValue("next")))
-		return nil
+		return s.redirect(w, r, localPath(r.FormValue("next")))
 	}
 	return s.render(w, r, v, http.StatusOK, "login.html", page{Next: localPath(r.FormValue("next"))})
 }
 
 func (s *server) handleLogin(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	u, err := s.signIn(r.Context(), s.clientAddress(r), r.PostFormValue("username"), r.PostFormValue("password"))
 	if err != nil {
-		return s.again(w, r, v, err, "login.html", page{Form: formOf(r, "username"), Next: localPath(r.PostFormValue("next"))})
+		return s.show(w, r, v, err, "login.html", page{Form: formOf(r, "username"), Next: localPath(r.PostFormValue("next"))})
 	}
 	return s.enterAs(w, r, u)
 }
 
 func (s *server) handleGuest(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	if !s.guests {
 		return ErrForbidden
 	}
 	u, err := s.newGuest(r)
 	if err != nil {
-		return s.again(w, r, v, err, "login.html", page{Next: localPath(r.PostFormValue("next"))})
+		return s.show(w, r, v, err, "login.html", page{Next: localPath(r.PostFormValue("next"))})
 	}
 	return s.enterAs(w, r, u)
 }
@@ -400,8 +409,7 @@ func (s *server) handleLogout(w http.ResponseWriter, r *http.Request, v visitor)
 		s.hub.Drop(func(m *member) bool { return bytes.Equal(m.session, v.session) })
 	}
 	s.setCookie(w, s.cookieName(), "", -time.Second)
-	s.redirect(w, r, "/login/")
-	return nil
+	return s.redirect(w, r, "/login/")
 }
 
 func (s *server) handleLanguage(w http.ResponseWriter, r *http.Request, v visitor) error {
@@ -413,8 +421,7 @@ func (s *server) handleLanguage(w http.ResponseWriter, r *http.Request, v visito
 		}
 		s.setCookie(w, languageCookie, lang, cookieLife)
 	}
-	s.redirect(w, r, localPath(r.PostFormValue("next")))
-	return nil
+	return s.redirect(w, r, localPath(r.PostFormValue("next")))
 }
 
 func (s *server) handleAccount(w http.ResponseWriter, r *http.Request, v visitor) error {
@@ -422,9 +429,6 @@ func (s *server) handleAccount(w http.ResponseWriter, r *http.Request, v visitor
 }
 
 func (s *server) handlePassword(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	return s.showAccount(w, r, v, s.changePassword(r, v), "account.changed")
 }
 
@@ -443,8 +447,8 @@ func (s *server) changePassword(r *http.Request, v visitor) error {
 		}
 		return err
 	}
-	var encoded string
-	if err := s.hashing(r.Context(), func() { encoded = hashPassword(password) }); err != nil {
+	encoded, err := s.hash(r.Context(), password)
+	if err != nil {
 		return err
 	}
 	if err := s.store.SetPassword(v.User, encoded, v.session); err != nil {
@@ -482,24 +486,18 @@ func (s *server) handleRooms(w http.ResponseWriter, r *http.Request, v visitor) 
 			name = "@" + name
 		}
 		if err == nil {
-			s.redirect(w, r, "/chat/"+url.PathEscape(name)+"/")
-			return nil
+			return s.redirect(w, r, "/chat/"+url.PathEscape(name)+"/")
 		}
-		return s.again(w, r, v, err, "rooms.html", p)
+		return s.show(w, r, v, err, "rooms.html", p)
 	}
 	return s.render(w, r, v, http.StatusOK, "rooms.html", p)
 }
 
 // handleRoom shows the newest messages of a room, or, with ?before=ID, older ones,
 // or, with ?at=ID, those around one; or it streams what is said there.
-func (s *server) handleRoom(w http.ResponseWriter, r *http.Request, v visitor) error {
-	room, err := s.enter(r, v, r.PathValue("room"))
-	if err != nil {
-		return err
-	}
+func (s *server) handleRoom(w http.ResponseWriter, r *http.Request, v visitor, room Room) error {
 	if room.Name != r.PathValue("room") {
-		s.redirect(w, r, roomPath(room.Name)+query(r))
-		return nil
+		return s.redirect(w, r, roomPath(room.Name)+query(r))
 	}
 	switch d := streamOf(r, v); {
 	case d != nil:

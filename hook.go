@@ -7,7 +7,6 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
-	"database/sql"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -141,9 +140,6 @@ func checkPublic(address string, allowed []netip.Prefix) error {
 		return err
 	}
 	a := ap.Addr()
-	within := func(networks []netip.Prefix, a netip.Addr) bool {
-		return slices.ContainsFunc(networks, func(p netip.Prefix) bool { return p.Contains(a) })
-	}
 	if !within(allowed, a.Unmap().WithZone("")) && (within(notPublic, a) || !a.Is4() && !ipv6InUse.Contains(a)) {
 		return errors.New("not a public address, and not in -hook-allow")
 	}
@@ -359,7 +355,7 @@ func (w *writer) delivered(k Hook, e Event, d Delivery, answer string) error {
 	}
 	err := w.queryRow("UPDATE hooks SET cursor = ?, failures = ?, due = ?, removed = ? WHERE id = ? AND removed IS NULL RETURNING id",
 		cursor, failures, due, timeOrNull(removed), k.ID).Scan(&k.ID)
-	if errors.Is(err, sql.ErrNoRows) {
+	if errors.Is(err, ErrNotFound) {
 		return nil
 	}
 	if err == nil && answer != "" {
@@ -432,7 +428,7 @@ func (s *Store) CreateHook(k Hook, admin User) (id int64, secret string, err err
 
 // botByName returns the bot of that name, who is made if nobody has it.
 func (w *writer) botByName(name string) (User, error) {
-	u, err := scanUser(w.queryRow("SELECT "+userColumns+" FROM users u WHERE u.key = ?", foldName(name)))
+	u, err := w.userByName(name)
 	switch {
 	case errors.Is(err, ErrNotFound):
 		return w.createBot(name)
@@ -455,9 +451,6 @@ func (s *Store) ChangeHook(admin User, id int64, action string) (room int64, err
 		}
 		err := w.queryRow(`UPDATE hooks SET due = 0, removed = ? WHERE id = ? AND removed IS NULL
 			RETURNING room, (SELECT name FROM rooms WHERE id = room)`, timeOrNull(removed), id).Scan(&room, &name)
-		if errors.Is(err, sql.ErrNoRows) {
-			return ErrNotFound
-		}
 		if err != nil {
 			return err
 		}
@@ -466,62 +459,28 @@ func (s *Store) ChangeHook(admin User, id int64, action string) (room int64, err
 	return room, err
 }
 
-func timeOrNull(t time.Time) any {
-	if t.IsZero() {
-		return nil
-	}
-	return t.UnixMilli()
-}
-
 // Hooks returns the hook with that id, or, with 0, all, unless they have been removed.
-func (s *Store) Hooks(ctx context.Context, id int64) (all []Hook, err error) {
-	rows, err := s.read.QueryContext(ctx, `
+func (s *Store) Hooks(ctx context.Context, id int64) ([]Hook, error) {
+	return collect(ctx, s.read, func(k *Hook) []any {
+		return k.Room.columns(&k.ID, &k.URL, &k.secret, &k.Mention, &k.Cursor, &k.Failures, millis{&k.Due}, &k.Bot.ID, &k.Bot.Name, &k.Bot.Role, &k.Bot.Bot,
+			&k.Works, &k.Behind, millis{&k.Last.Time}, &k.Last.Status, &k.Last.Error)
+	}, `
 		SELECT h.id, h.url, h.secret, h.mention, h.cursor, h.failures, h.due, b.id, b.name, b.role, b.bot,
 			b.deactivated IS NULL AND c.deactivated IS NULL AND (NOT r.private OR EXISTS (SELECT 1 FROM members WHERE room = r.id AND user = b.id)),
 			CASE ?1 WHEN 0 THEN (SELECT count(*) FROM (SELECT 1 FROM log l JOIN users u ON u.id = l.author WHERE `+hookHears+` LIMIT ?2)) ELSE 0 END,
-			coalesce(d.time, 0), coalesce(d.status, 0), coalesce(d.error, ''), `+roomColumns+`
+			d.time, coalesce(d.status, 0), coalesce(d.error, ''), `+roomColumns+`
 		FROM hooks h JOIN rooms r ON r.id = h.room JOIN users b ON b.id = h.bot LEFT JOIN users c ON c.id = h.creator
 			LEFT JOIN deliveries d ON d.id = (SELECT max(id) FROM deliveries WHERE hook = h.id)
 		WHERE h.removed IS NULL AND ?1 IN (0, h.id) ORDER BY h.id`, id, countBehind)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var k Hook
-		var due, last int64
-		if err := rows.Scan(append([]any{&k.ID, &k.URL, &k.secret, &k.Mention, &k.Cursor, &k.Failures, &due, &k.Bot.ID, &k.Bot.Name, &k.Bot.Role, &k.Bot.Bot,
-			&k.Works, &k.Behind, &last, &k.Last.Status, &k.Last.Error}, k.Room.columns()...)...); err != nil {
-			return nil, err
-		}
-		k.Due = time.UnixMilli(due)
-		if last != 0 {
-			k.Last.Time = time.UnixMilli(last)
-		}
-		all = append(all, k)
-	}
-	return all, rows.Err()
 }
 
 // Deliveries returns the newest ones of all hooks, the last first.
-func (s *Store) Deliveries(ctx context.Context, limit int) (all []Delivery, err error) {
-	rows, err := s.read.QueryContext(ctx, `
+func (s *Store) Deliveries(ctx context.Context, limit int) ([]Delivery, error) {
+	return collect(ctx, s.read, func(d *Delivery) []any {
+		return []any{&d.Hook, &d.Event, &d.Room, millis{&d.Time}, &d.Took, &d.Status, &d.Error, &d.Reply}
+	}, `
 		SELECT d.hook, d.event, r.name, d.time, d.took, d.status, d.error, coalesce(d.reply, 0)
 		FROM deliveries d JOIN hooks h ON h.id = d.hook JOIN rooms r ON r.id = h.room ORDER BY d.id DESC LIMIT ?`, limit)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var d Delivery
-		var at int64
-		if err := rows.Scan(&d.Hook, &d.Event, &d.Room, &at, &d.Took, &d.Status, &d.Error, &d.Reply); err != nil {
-			return nil, err
-		}
-		d.Time = time.UnixMilli(at)
-		all = append(all, d)
-	}
-	return all, rows.Err()
 }
 
 // hooksPage is what admin_hooks.html shows.
@@ -545,17 +504,11 @@ func (s *server) showHooks(w http.ResponseWriter, r *http.Request, v visitor, p 
 		return err
 	}
 	p.Hooks = &hooksPage{all, deliveries, secret}
-	if wrong != nil {
-		return s.again(w, r, v, wrong, "admin_hooks.html", p)
-	}
-	return s.render(w, r, v, http.StatusOK, "admin_hooks.html", p)
+	return s.show(w, r, v, wrong, "admin_hooks.html", p)
 }
 
 // handleChangeHooks makes a hook, removes one, or lets it be tried now.
 func (s *server) handleChangeHooks(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	switch action := r.PostFormValue("action"); action {
 	case "hook.create":
 		secret, err := s.addHook(r, v.User)
@@ -573,8 +526,7 @@ func (s *server) handleChangeHooks(w http.ResponseWriter, r *http.Request, v vis
 			return err
 		}
 		s.hooks.poke(room)
-		s.redirect(w, r, "/admin/hooks/")
-		return nil
+		return s.redirect(w, r, "/admin/hooks/")
 	}
 	return refuse(http.StatusBadRequest, "bad_request")
 }
@@ -590,11 +542,8 @@ func (s *server) addHook(r *http.Request, admin User) (secret string, err error)
 	}
 	k := Hook{Room: room, Bot: User{Name: bot}, URL: strings.TrimSpace(r.PostFormValue("url")), Mention: r.PostFormValue("mention") != ""}
 	id, secret, err := s.store.CreateHook(k, admin)
-	if errors.Is(err, ErrNotFound) {
-		err = refuse(http.StatusNotFound, "no_user")
-	}
 	if err == nil {
 		s.hooks.add(room.ID, id)
 	}
-	return secret, err
+	return secret, instead(err, ErrNotFound, refuse(http.StatusNotFound, "no_user"))
 }

@@ -462,7 +462,7 @@ func (h *Hub) announce() {
 	slices.Sort(f.Online)
 	slices.Sort(f.Offline)
 	f.Type = "presence"
-	frame := appendFrame(nil, opText, encodeJSON(f))
+	frame := textFrame(f)
 	for _, m := range h.rooms[followsRooms] {
 		if m.user.Only == 0 { // a token for one room says nothing about others
 			m.push(frame)
@@ -480,5 +480,5 @@ func (h *Hub) listOnline() {
 		}
 	}
 	slices.Sort(h.online)
-	h.everyone = appendFrame(nil, opText, encodeJSON(presenceFrame{Type: "presence", All: h.online}))
+	h.everyone = textFrame(presenceFrame{Type: "presence", All: h.online})
 }

@@ -6,10 +6,8 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
-	"database/sql"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -44,11 +42,8 @@ func (s *server) signer(r *http.Request, signature string) (visitor, error) {
 		return visitor{}, bad
 	}
 	hash, err := s.store.SigningKey(r.Context(), id)
-	if errors.Is(err, ErrNotFound) {
-		return visitor{}, bad
-	}
 	if err != nil {
-		return visitor{}, err
+		return visitor{}, instead(err, ErrNotFound, bad)
 	}
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -65,12 +60,9 @@ func (s *server) signer(r *http.Request, signature string) (visitor, error) {
 
 // SigningKey returns the hash of a token that may be used for signatures, or ErrNotFound.
 func (s *Store) SigningKey(ctx context.Context, id int64) (hash []byte, err error) {
-	err = s.read.QueryRowContext(ctx, `
+	err = s.queryRow(ctx, `
 		SELECT t.hash FROM tokens t JOIN users u ON u.id = t.user
 		WHERE t.id = ? AND t.revoked IS NULL AND t.scope = 'post' AND t.room IS NOT NULL AND u.bot`, id).Scan(&hash)
-	if errors.Is(err, sql.ErrNoRows) {
-		err = ErrNotFound
-	}
 	return hash, err
 }
 
@@ -137,14 +129,14 @@ func (e forgeEvent) push() string {
 	if e.Deleted {
 		return "deleted " + branch
 	}
-	text := fmt.Sprintf("pushed %d commits to %s", len(e.Commits), branch)
+	lines := []string{fmt.Sprintf("pushed %d commits to %s", len(e.Commits), branch)}
 	for i, c := range e.Commits {
 		if i == shownCommits {
-			text += "\n…"
+			lines = append(lines, "…")
 			break
 		}
 		subject, _, _ := strings.Cut(c.Message, "\n")
-		text += fmt.Sprintf("\n%.7s %.200s", c.ID, subject)
+		lines = append(lines, fmt.Sprintf("%.7s %.200s", c.ID, subject))
 	}
-	return text + "\n" + cmp.Or(e.Compare, e.CompareURL)
+	return strings.Join(append(lines, cmp.Or(e.Compare, e.CompareURL)), "\n")
 }

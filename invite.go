@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"database/sql"
 	"errors"
 	"flag"
 	"fmt"
@@ -42,7 +41,18 @@ type Invite struct {
 	Uses    int // left
 	Revoked bool
 	Works   bool     // now
-	UsedBy  []string // oldest first
+	UsedBy  nameList // oldest first
+}
+
+// nameList scans a text with a line for each name; none has a newline in it.
+type nameList []string
+
+func (l *nameList) Scan(value any) error {
+	*l = nil
+	if text, _ := value.(string); text != "" {
+		*l = strings.Split(text, "\n")
+	}
+	return nil
 }
 
 // CreateInvite keeps an invite, of which it reads kind, role, user, room, creator
@@ -94,40 +104,19 @@ const selectInvites = `
 		coalesce((SELECT group_concat(p.name, char(10) ORDER BY x.rowid) FROM invite_uses x JOIN users p ON p.id = x.user WHERE x.invite = i.id), '')
 	FROM invites i LEFT JOIN users u ON u.id = i.user LEFT JOIN rooms r ON r.id = i.room LEFT JOIN users c ON c.id = i.creator `
 
-func scanInvite(scan func(...any) error) (in Invite, err error) {
-	var created, expires int64
-	var users string
-	err = scan(&in.ID, &in.Kind, &in.Role, &in.User, &in.Room, &in.Creator, &created, &expires, &in.Uses, &in.Revoked, &in.Works, &users)
-	if errors.Is(err, sql.ErrNoRows) {
-		err = ErrNotFound
-	}
-	in.Created, in.Expires = time.UnixMilli(created).UTC(), time.UnixMilli(expires).UTC()
-	if users != "" {
-		in.UsedBy = strings.Split(users, "\n") // which no name has
-	}
-	return in, err
+func (in *Invite) columns() []any {
+	return []any{&in.ID, &in.Kind, &in.Role, &in.User, &in.Room, &in.Creator, millis{&in.Created}, millis{&in.Expires}, &in.Uses, &in.Revoked, &in.Works, &in.UsedBy}
 }
 
 // InviteByToken returns the invite of a link that works, or else ErrNotFound.
-func (s *Store) InviteByToken(ctx context.Context, token string) (Invite, error) {
-	return scanInvite(s.read.QueryRowContext(ctx, selectInvites+"WHERE i.hash = ?2 AND works", time.Now().UnixMilli(), hashToken(token)).Scan)
+func (s *Store) InviteByToken(ctx context.Context, token string) (in Invite, err error) {
+	err = s.queryRow(ctx, selectInvites+"WHERE i.hash = ?2 AND works", time.Now().UnixMilli(), hashToken(token)).Scan(in.columns()...)
+	return in, err
 }
 
 // Invites returns all invites, the newest first.
-func (s *Store) Invites(ctx context.Context) (all []Invite, err error) {
-	rows, err := s.read.QueryContext(ctx, selectInvites+"ORDER BY i.id DESC", time.Now().UnixMilli())
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		in, err := scanInvite(rows.Scan)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, in)
-	}
-	return all, rows.Err()
+func (s *Store) Invites(ctx context.Context) ([]Invite, error) {
+	return collect(ctx, s.read, (*Invite).columns, selectInvites+"ORDER BY i.id DESC", time.Now().UnixMilli())
 }
 
 // RevokeInvite makes a link useless in the name of admin, and returns the guests
@@ -135,42 +124,21 @@ func (s *Store) Invites(ctx context.Context) (all []Invite, err error) {
 func (s *Store) RevokeInvite(id int64, admin User) (guests []int64, err error) {
 	err = s.update(func(w *writer) error {
 		err := w.queryRow("UPDATE invites SET revoked = coalesce(revoked, ?) WHERE id = ? RETURNING id", w.now.UnixMilli(), id).Scan(&id)
-		if errors.Is(err, sql.ErrNoRows) {
-			err = ErrNotFound
-		}
 		if err != nil {
 			return err
 		}
-		if guests, err = w.guestsOf(id); err != nil {
+		const came = "(SELECT x.user FROM invite_uses x JOIN invites i ON i.id = x.invite WHERE i.id = ?1 AND i.kind = 'guest')"
+		guests, err = collect(context.Background(), w.conn, only[int64],
+			"UPDATE users SET deactivated = coalesce(deactivated, ?2) WHERE id IN "+came+" RETURNING id", id, w.now.UnixMilli())
+		if err != nil {
 			return err
 		}
-		for _, guest := range guests {
-			if err := w.exec("UPDATE users SET deactivated = coalesce(deactivated, ?) WHERE id = ?", w.now.UnixMilli(), guest); err != nil {
-				return err
-			}
-			if err := w.exec("DELETE FROM sessions WHERE user = ?", guest); err != nil {
-				return err
-			}
+		if err := w.exec("DELETE FROM sessions WHERE user IN "+came, id); err != nil {
+			return err
 		}
 		return w.audit(admin, "invite.revoke", fmt.Sprint("#", id), "")
 	})
 	return guests, err
-}
-
-func (w *writer) guestsOf(invite int64) (ids []int64, err error) {
-	rows, err := w.conn.QueryContext(context.Background(), "SELECT x.user FROM invite_uses x JOIN invites i ON i.id = x.invite WHERE i.id = ? AND i.kind = 'guest'", invite)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var id int64
-		if err := rows.Scan(&id); err != nil {
-			return nil, err
-		}
-		ids = append(ids, id)
-	}
-	return ids, rows.Err()
 }
 
 // UseInvite makes the account or the guest of that name, or sets the password of
@@ -178,7 +146,8 @@ func (w *writer) guestsOf(invite int64) (ids []int64, err error) {
 // the link does not work, and with ErrTaken, which costs no use.
 func (s *Store) UseInvite(token, name, encoded string) (u User, err error) {
 	err = s.update(func(w *writer) error {
-		in, err := scanInvite(w.queryRow(selectInvites+"WHERE i.hash = ?2 AND works", w.now.UnixMilli(), hashToken(token)).Scan)
+		var in Invite
+		err := w.queryRow(selectInvites+"WHERE i.hash = ?2 AND works", w.now.UnixMilli(), hashToken(token)).Scan(in.columns()...)
 		if err != nil {
 			return err
 		}
@@ -208,10 +177,10 @@ func (w *writer) resetPassword(in Invite, encoded string) (u User, err error) {
 
 func (w *writer) admit(in Invite, name, encoded string) (User, error) {
 	u := User{Name: name, Role: in.Role}
-	if err := w.createUser(&u, encoded); err != nil || in.Kind != inviteGuest {
-		return u, err
+	if in.Kind == inviteGuest {
+		u.Confined, u.Expires = true, in.Expires
 	}
-	if err := w.exec("UPDATE users SET confined = 1, expires = ? WHERE id = ?", in.Expires.UnixMilli(), u.ID); err != nil {
+	if err := w.createUser(&u, encoded); err != nil || in.Kind != inviteGuest {
 		return u, err
 	}
 	room, err := w.roomByName(in.Room)
@@ -232,10 +201,7 @@ func (s *server) invite(r *http.Request) (Invite, error) {
 }
 
 func inviteError(err error) error {
-	if errors.Is(err, ErrNotFound) {
-		err = refuse(http.StatusGone, "invite_used")
-	}
-	return err
+	return instead(err, ErrNotFound, refuse(http.StatusGone, "invite_used"))
 }
 
 func (s *server) handleInvitePage(w http.ResponseWriter, r *http.Request, v visitor) error {
@@ -247,9 +213,6 @@ func (s *server) handleInvitePage(w http.ResponseWriter, r *http.Request, v visi
 }
 
 func (s *server) handleInvite(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	in, err := s.invite(r)
 	if err != nil {
 		return err
@@ -259,7 +222,7 @@ func (s *server) handleInvite(w http.ResponseWriter, r *http.Request, v visitor)
 	case errors.Is(err, ErrNotFound): // somebody was faster
 		return inviteError(err)
 	case err != nil:
-		return s.again(w, r, v, err, "invite.html", page{Invite: &in, Form: formOf(r, "username")})
+		return s.show(w, r, v, err, "invite.html", page{Invite: &in, Form: formOf(r, "username")})
 	}
 	s.log.Info("invite used", "invite", in.ID, "kind", in.Kind, "user", u.Name)
 	if in.Kind == inviteReset {
@@ -272,8 +235,7 @@ func (s *server) handleInvite(w http.ResponseWriter, r *http.Request, v visitor)
 	if in.Kind == inviteGuest {
 		to = roomPath(in.Room)
 	}
-	s.redirect(w, r, to)
-	return nil
+	return s.redirect(w, r, to)
 }
 
 // useInvite checks the form that the kind of the invite has.
@@ -293,8 +255,8 @@ func (s *server) useInvite(r *http.Request, in Invite) (User, error) {
 		if err != nil {
 			return User{}, err
 		}
-		var encoded string
-		if err := s.hashing(r.Context(), func() { encoded = hashPassword(password) }); err != nil {
+		encoded, err := s.hash(r.Context(), password)
+		if err != nil {
 			return User{}, err
 		}
 		return use("", encoded)
@@ -311,9 +273,6 @@ func (s *server) handleRegisterPage(w http.ResponseWriter, r *http.Request, v vi
 }
 
 func (s *server) handleRegister(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	if !s.register {
 		return ErrNotFound
 	}
@@ -323,7 +282,7 @@ func (s *server) handleRegister(w http.ResponseWriter, r *http.Request, v visito
 		u, err = s.newAccount(r, func(name, encoded string) (User, error) { return s.store.CreateUser(name, RoleMember, encoded) })
 	}
 	if err != nil {
-		return s.again(w, r, v, err, "invite.html", page{Form: formOf(r, "username")})
+		return s.show(w, r, v, err, "invite.html", page{Form: formOf(r, "username")})
 	}
 	s.log.Info("registered", "user", u.Name)
 	return s.enterAs(w, r, u)
@@ -331,8 +290,7 @@ func (s *server) handleRegister(w http.ResponseWriter, r *http.Request, v visito
 
 // invite is `chatd invite`: it works on the database, whether or not chatd runs.
 func invite(args []string, stdout io.Writer) error {
-	flags := flag.NewFlagSet("chatd invite", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
+	flags := newFlags("chatd invite")
 	data := flags.String("data", "./data", "")
 	public := flags.String("url", "http://localhost:8080", "")
 	days := flags.Int("days", 7, "")

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"math"
 	"slices"
@@ -123,18 +122,19 @@ func (w *writer) react(e *Event) error {
 // gets that of the message.
 func (w *writer) target(e *Event) (m Event, err error) {
 	m.ID = e.Target
-	row := w.queryRow(`
+	err = w.queryRow(`
 		SELECT l.author, l.body, `+roomColumns+` FROM log l JOIN rooms r ON r.id = l.room
-		WHERE l.id = ? AND l.kind = 'message' AND l.body IS NOT NULL AND `+e.Author.sees(), m.ID)
-	err = row.Scan(append([]any{&m.Author.ID, &m.Body}, m.Room.columns()...)...)
+		WHERE l.id = ? AND l.kind = 'message' AND l.body IS NOT NULL AND `+e.Author.sees(), m.ID).Scan(m.Room.columns(&m.Author.ID, &m.Body)...)
 	switch {
-	case errors.Is(err, sql.ErrNoRows), err == nil && e.Room.ID != 0 && e.Room.ID != m.Room.ID:
+	case err != nil:
+		return m, err
+	case e.Room.ID != 0 && e.Room.ID != m.Room.ID:
 		return m, ErrNotFound
-	case err == nil && m.Room.Archived && e.Kind != KindDelete:
+	case m.Room.Archived && e.Kind != KindDelete:
 		return m, ErrArchived
 	}
 	e.Room = m.Room
-	return m, err
+	return m, nil
 }
 
 // append adds e to the log and gives it its id, or finds what an earlier try added.
@@ -161,15 +161,12 @@ func (w *writer) recall(e *Event) error {
 	if e.CID == "" {
 		return nil
 	}
-	first, err := scanEvent(w.queryRow(selectEvents+"WHERE l.cid = ? AND l.author = ?", e.CID, e.Author.ID))
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil
-	}
+	first := Event{Again: true}
+	err := w.queryRow(selectEvents+"WHERE l.cid = ? AND l.author = ?", e.CID, e.Author.ID).Scan(first.columns()...)
 	if err == nil {
 		*e = first
-		e.Again = true
 	}
-	return err
+	return instead(err, ErrNotFound, nil)
 }
 
 // markRead moves the marker forward only.
@@ -186,28 +183,15 @@ func (w *writer) markRead(e *Event) error {
 	return err
 }
 
-func orNull[T comparable](v T) any {
-	if v == *new(T) {
-		return nil
-	}
-	return v
-}
-
-// selectEvents begins every query for events; scanEvent reads its rows.
+// selectEvents begins every query for events, whose rows Event.columns scans.
 const selectEvents = `
-	SELECT l.id, l.kind, u.id, u.name, u.role, u.bot, l.cid, l.time, l.target, l.body, l.edited IS NOT NULL, l.pushed, ` + roomColumns + `
+	SELECT l.id, l.kind, u.id, u.name, u.role, u.bot, coalesce(l.cid, ''), l.time, coalesce(l.target, 0), coalesce(l.body, ''),
+		l.edited IS NOT NULL, l.body IS NULL AND l.kind != 'delete', l.pushed, ` + roomColumns + `
 	FROM log l JOIN rooms r ON r.id = l.room JOIN users u ON u.id = l.author `
 
-func scanEvent(row interface{ Scan(...any) error }) (Event, error) {
-	var e Event
-	var at int64
-	var target sql.Null[int64]
-	var cid, body sql.NullString
-	err := row.Scan(append([]any{&e.ID, &e.Kind, &e.Author.ID, &e.Author.Name, &e.Author.Role, &e.Author.Bot, &cid, &at, &target, &body, &e.Edited, &e.Pushed}, e.Room.columns()...)...)
-	e.CID, e.Target, e.Body = cid.String, target.V, body.String
-	e.Time = time.UnixMilli(at).UTC()
-	e.Deleted = !body.Valid && e.Kind != KindDelete
-	return e, err
+func (e *Event) columns() []any {
+	return e.Room.columns(&e.ID, &e.Kind, &e.Author.ID, &e.Author.Name, &e.Author.Role, &e.Author.Bot, &e.CID, millis{&e.Time}, &e.Target, &e.Body,
+		&e.Edited, &e.Deleted, &e.Pushed)
 }
 
 // events returns what a query finds. It stops early, and says that there is more,
@@ -222,8 +206,8 @@ func (s *Store) events(ctx context.Context, where string, args ...any) (events [
 		if size > pageBytes {
 			return events, true, nil
 		}
-		e, err := scanEvent(rows)
-		if err != nil {
+		var e Event
+		if err := rows.Scan(e.columns()...); err != nil {
 			return nil, false, err
 		}
 		events = append(events, e)
@@ -264,7 +248,7 @@ func (s *Store) Page(ctx context.Context, room, before int64, limit int) (page [
 // Around returns the before of the Page that ends with the given number of messages
 // after id, math.MaxInt64 if there are no more than that.
 func (s *Store) Around(ctx context.Context, room, id int64, after int) (before int64, err error) {
-	err = s.read.QueryRowContext(ctx, `
+	err = s.queryRow(ctx, `
 		SELECT coalesce((SELECT id FROM log WHERE room = ? AND kind = 'message' AND id > ? ORDER BY id LIMIT 1 OFFSET ?), ?)`,
 		room, id, after, math.MaxInt64).Scan(&before)
 	return before, err
@@ -276,38 +260,33 @@ func (s *Store) Reactions(ctx context.Context, page []Event) (map[int64]map[stri
 	for i, e := range page {
 		ids[i] = e.ID
 	}
-	rows, err := s.read.QueryContext(ctx, `
+	type reaction struct {
+		message     int64
+		emoji, name string
+	}
+	all, err := collect(ctx, s.read, func(r *reaction) []any { return []any{&r.message, &r.emoji, &r.name} }, `
 		SELECT message, emoji, u.name FROM reactions JOIN users u ON u.id = author
 		WHERE message IN (SELECT value FROM json_each(?))`, string(encodeJSON(ids)))
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
 	found := make(map[int64]map[string][]string)
-	for rows.Next() {
-		var id int64
-		var emoji, name string
-		if err := rows.Scan(&id, &emoji, &name); err != nil {
-			return nil, err
+	for _, r := range all {
+		if found[r.message] == nil {
+			found[r.message] = make(map[string][]string)
 		}
-		if found[id] == nil {
-			found[id] = make(map[string][]string)
-		}
-		found[id][emoji] = append(found[id][emoji], name)
+		found[r.message][r.emoji] = append(found[r.message][r.emoji], r.name)
 	}
-	return found, rows.Err()
+	return found, err
 }
 
 // Skip returns the cursor that leaves most events up to the id last to replay, or
 // the given one if it leaves no more than that.
 func (s *Store) Skip(ctx context.Context, cursor, last int64, most int) (int64, error) {
-	err := s.read.QueryRowContext(ctx, "SELECT max(?, coalesce((SELECT id FROM log WHERE id <= ? ORDER BY id DESC LIMIT 1 OFFSET ?), 0))",
+	err := s.queryRow(ctx, "SELECT max(?, coalesce((SELECT id FROM log WHERE id <= ? ORDER BY id DESC LIMIT 1 OFFSET ?), 0))",
 		cursor, last, most).Scan(&cursor)
 	return cursor, err
 }
 
 // LastID returns the id of the newest event, 0 when there is none.
 func (s *Store) LastID(ctx context.Context) (id int64, err error) {
-	err = s.read.QueryRowContext(ctx, "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'log'").Scan(&id)
+	err = s.queryRow(ctx, "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'log'").Scan(&id)
 	return id, err
 }

@@ -128,9 +128,14 @@ type config struct {
 	maxConns, maxConnsPerAddr            int
 }
 
-func serveFlags(c *config) *flag.FlagSet {
-	f := flag.NewFlagSet("chatd", flag.ContinueOnError)
+func newFlags(name string) *flag.FlagSet {
+	f := flag.NewFlagSet(name, flag.ContinueOnError)
 	f.SetOutput(io.Discard) // main prints the error
+	return f
+}
+
+func serveFlags(c *config) *flag.FlagSet {
+	f := newFlags("chatd")
 	f.StringVar(&c.addr, "addr", "localhost:8080", "listen on `host:port`")
 	f.StringVar(&c.data, "data", "./data", "keep everything in `directory`")
 	f.StringVar(&c.url, "url", "", "public `URL`, if it is not http://host:port; its path is where everything lives")
@@ -292,7 +297,7 @@ func newServer(c config, store *Store, hub *Hub, log *slog.Logger) (*server, err
 		return nil, fmt.Errorf("-hook-allow: %w", err)
 	}
 	s.hooks = newHooks(store, log, allowed)
-	for origin := range splitList(c.origins) {
+	for _, origin := range splitList(c.origins) {
 		if err := s.socketOrigins.AddTrustedOrigin(origin); err != nil {
 			return nil, fmt.Errorf("-origins: %w", err)
 		}
@@ -322,7 +327,7 @@ func parsePublic(public string) (*url.URL, error) {
 }
 
 func parseNetworks(list string) (networks []netip.Prefix, err error) {
-	for network := range splitList(list) {
+	for _, network := range splitList(list) {
 		p, err := netip.ParsePrefix(network)
 		if err != nil {
 			return nil, err
@@ -332,14 +337,13 @@ func parseNetworks(list string) (networks []netip.Prefix, err error) {
 	return networks, nil
 }
 
-func splitList(list string) func(yield func(string) bool) {
-	return func(yield func(string) bool) {
-		for item := range strings.SplitSeq(list, ",") {
-			if item = strings.TrimSpace(item); item != "" && !yield(item) {
-				return
-			}
+func splitList(list string) (items []string) {
+	for item := range strings.SplitSeq(list, ",") {
+		if item = strings.TrimSpace(item); item != "" {
+			items = append(items, item)
 		}
 	}
+	return items
 }
 
 func (s *server) httpServer() *http.Server {
@@ -398,8 +402,7 @@ func (s *server) publicURL(listening net.Addr) string {
 
 // user is `chatd user`: it works on the database, whether or not chatd runs.
 func user(args []string, stdin *os.File, stdout io.Writer) error {
-	flags := flag.NewFlagSet("chatd user", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
+	flags := newFlags("chatd user")
 	data := flags.String("data", "./data", "")
 	admin := flags.Bool("admin", false, "")
 	words, err := parseWords(flags, args)

@@ -109,22 +109,18 @@ func (p *pusher) round() (next time.Time, err error) {
 // others has to.
 func (s *Store) duePushes(ctx context.Context) (ids []int64, next time.Time, err error) {
 	now := time.Now()
-	rows, err := s.read.QueryContext(ctx, "SELECT id, due FROM pushes WHERE ended IS NULL ORDER BY due")
-	if err != nil {
-		return nil, now, err
+	type turn struct {
+		id  int64
+		due time.Time
 	}
-	defer rows.Close()
-	for rows.Next() {
-		var id, due int64
-		if err := rows.Scan(&id, &due); err != nil {
-			return nil, now, err
+	all, err := collect(ctx, s.read, func(t *turn) []any { return []any{&t.id, millis{&t.due}} }, "SELECT id, due FROM pushes WHERE ended IS NULL ORDER BY due")
+	for _, t := range all {
+		if t.due.After(now) {
+			return ids, t.due, nil
 		}
-		if due > now.UnixMilli() {
-			return ids, time.UnixMilli(due), nil
-		}
-		ids = append(ids, id)
+		ids = append(ids, t.id)
 	}
-	return ids, now.Add(maxPushEvery), rows.Err()
+	return ids, now.Add(maxPushEvery), err
 }
 
 // push makes e the next message of a push, and counts it in the same transaction:
@@ -135,14 +131,14 @@ func (w *writer) push(id int64, e *Event) error {
 	var text string
 	var done int
 	var room Room
-	u, err := scanUser(w.queryRow("SELECT "+userColumns+", p.text, p.done + 1, "+roomColumns+`
-		FROM pushes p JOIN users u ON u.id = p.user JOIN rooms r ON r.id = p.room WHERE p.id = ? AND p.ended IS NULL`, id),
-		append([]any{&text, &done}, room.columns()...)...)
+	var u User
+	err := w.queryRow("SELECT p.text, p.done + 1, "+roomColumns+", "+userColumns+`
+		FROM pushes p JOIN users u ON u.id = p.user JOIN rooms r ON r.id = p.room WHERE p.id = ? AND p.ended IS NULL`, id).Scan(u.columns(room.columns(&text, &done)...)...)
 	if err != nil {
 		return err
 	}
 	said := Event{
-		Kind: KindMessage, Room: room, Author: User{ID: u.ID, Name: u.Name, Role: u.Role, Bot: u.Bot, Confined: u.Confined},
+		Kind: KindMessage, Room: room, Author: u.author(),
 		CID: fmt.Sprintf("push-%d-%d", id, done), Time: w.now, Body: pushText(text, w.now, room), Pushed: true,
 	}
 	if err = w.checkRoom(&said); err == nil && u.gone() {
@@ -190,29 +186,26 @@ func (s *Store) StopPush(id int64) error {
 
 // Pushes returns those that run in a room.
 func (s *Store) Pushes(ctx context.Context, room int64) ([]Push, error) {
-	rows, err := s.read.QueryContext(ctx, `
+	type running struct {
+		Push
+		every int64
+	}
+	all, err := collect(ctx, s.read, func(p *running) []any {
+		return []any{&p.ID, &p.Room, &p.Username, &p.Text, &p.every, &p.Times, &p.Done}
+	}, `
 		SELECT p.id, r.name, u.name, p.text, p.every, p.times, p.done
 		FROM pushes p JOIN rooms r ON r.id = p.room JOIN users u ON u.id = p.user WHERE p.room = ? AND p.ended IS NULL ORDER BY p.id`, room)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
 	pushes := []Push{}
-	for rows.Next() {
-		var p Push
-		var every int64
-		if err := rows.Scan(&p.ID, &p.Room, &p.Username, &p.Text, &every, &p.Times, &p.Done); err != nil {
-			return nil, err
-		}
-		p.Every = (time.Duration(every) * time.Millisecond).String()
-		pushes = append(pushes, p)
+	for _, p := range all {
+		p.Every = (time.Duration(p.every) * time.Millisecond).String()
+		pushes = append(pushes, p.Push)
 	}
-	return pushes, rows.Err()
+	return pushes, err
 }
 
 // HasPushes reports whether there was ever one in a room.
 func (s *Store) HasPushes(ctx context.Context, room int64) (has bool, err error) {
-	err = s.read.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM pushes WHERE room = ?)", room).Scan(&has)
+	err = s.queryRow(ctx, "SELECT EXISTS (SELECT 1 FROM pushes WHERE room = ?)", room).Scan(&has)
 	return has, err
 }
 
@@ -227,10 +220,9 @@ func (s *server) handlePushes(w http.ResponseWriter, r *http.Request, v visitor)
 	if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, struct {
+	return writeJSON(w, http.StatusOK, struct {
 		Pushes []Push `json:"pushes"`
 	}{pushes})
-	return nil
 }
 
 // handlePush starts a push, or ends the one whose id is in stop.
@@ -251,22 +243,20 @@ func (s *server) handlePush(w http.ResponseWriter, r *http.Request, v visitor) e
 	default:
 		p, err = s.startPush(r, v, room)
 	}
-	switch problem := problemOf(err); {
-	case err == nil && !wantsPage(r):
-		writeJSON(w, http.StatusOK, struct {
+	switch {
+	case err != nil && wantsPage(r):
+		return s.showAbout(w, r, v, room, err, page{Form: formOf(r, "text", "every", "times")})
+	case err != nil:
+		return err
+	case !wantsPage(r):
+		return writeJSON(w, http.StatusOK, struct {
 			Status string `json:"status"`
 			Push
 		}{"success", p})
-	case err == nil && r.FormValue("from") == "about":
-		s.redirect(w, r, roomPath(room.Name)+"about/")
-	case err == nil:
-		s.redirect(w, r, roomPath(room.Name))
-	case !wantsPage(r) || problem.status >= http.StatusInternalServerError:
-		return err
-	default:
-		return s.showAbout(w, r, v, room, problem.status, page{Error: s.sentence(v.language(r), problem), Form: formOf(r, "text", "every", "times")})
+	case r.FormValue("from") == "about":
+		return s.redirect(w, r, roomPath(room.Name)+"about/")
 	}
-	return nil
+	return s.redirect(w, r, roomPath(room.Name))
 }
 
 // parsePush has r.FormValue find the fields of a form, a query and of JSON.

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"net/http"
@@ -25,10 +24,12 @@ type Room struct {
 
 func (r Room) direct() bool { return strings.Contains(r.Name, "+") }
 
-// roomColumns are those of rooms r that Room.columns scans.
+// roomColumns are those of rooms r that Room.columns scans, after others.
 const roomColumns = "r.id, r.name, r.private, r.topic, r.archived IS NOT NULL"
 
-func (r *Room) columns() []any { return []any{&r.ID, &r.Name, &r.Private, &r.Topic, &r.Archived} }
+func (r *Room) columns(others ...any) []any {
+	return append(others, &r.ID, &r.Name, &r.Private, &r.Topic, &r.Archived)
+}
 
 // sees is the SQL condition for the rooms r that u may see: the public ones and
 // those that it is a member of, or only the latter.
@@ -49,9 +50,6 @@ func (u User) sees() string {
 func (w *writer) checkRoom(e *Event) error {
 	if e.Room.Private || e.Author.limited() {
 		err := w.queryRow("SELECT 1 FROM rooms r WHERE r.id = ? AND "+e.Author.sees(), e.Room.ID).Scan(new(int))
-		if errors.Is(err, sql.ErrNoRows) {
-			return ErrNotFound
-		}
 		if err != nil {
 			return err
 		}
@@ -81,9 +79,6 @@ func (w *writer) createRoom(r *Room, creator User) error {
 func (w *writer) roomByName(name string) (r Room, err error) {
 	err = w.queryRow("SELECT "+roomColumns+` FROM rooms r
 		WHERE r.key = ?1 OR r.id = (SELECT room FROM former_names WHERE key = ?1)`, foldName(name)).Scan(r.columns()...)
-	if errors.Is(err, sql.ErrNoRows) {
-		err = ErrNotFound
-	}
 	return r, err
 }
 
@@ -137,54 +132,29 @@ func (s *Store) remember(events []Event) {
 }
 
 func (s *Store) loadRooms() error {
-	rows, err := s.read.Query("SELECT r.key, " + roomColumns + " FROM rooms r UNION ALL SELECT f.key, " + roomColumns + " FROM former_names f JOIN rooms r ON r.id = f.room")
-	if err != nil {
-		return err
+	type named struct {
+		key string
+		Room
 	}
-	defer rows.Close()
-	for rows.Next() {
-		var key string
-		var r Room
-		if err := rows.Scan(append([]any{&key}, r.columns()...)...); err != nil {
-			return err
-		}
-		s.rooms[key] = r
+	all, err := collect(context.Background(), s.read, func(n *named) []any { return n.columns(&n.key) },
+		"SELECT r.key, "+roomColumns+" FROM rooms r UNION ALL SELECT f.key, "+roomColumns+" FROM former_names f JOIN rooms r ON r.id = f.room")
+	for _, n := range all {
+		s.rooms[n.key] = n.Room
 	}
-	return rows.Err()
+	return err
 }
 
 // Memberships returns who is a member of which room, as the events that tell so.
-func (s *Store) Memberships(ctx context.Context) (events []Event, err error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT u.id, u.name, "+roomColumns+" FROM members m JOIN users u ON u.id = m.user JOIN rooms r ON r.id = m.room")
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		e := Event{Kind: KindJoin}
-		if err := rows.Scan(append([]any{&e.Author.ID, &e.Author.Name}, e.Room.columns()...)...); err != nil {
-			return nil, err
-		}
-		events = append(events, e)
-	}
-	return events, rows.Err()
+func (s *Store) Memberships(ctx context.Context) ([]Event, error) {
+	return collect(ctx, s.read, func(e *Event) []any {
+		e.Kind = KindJoin
+		return e.Room.columns(&e.Author.ID, &e.Author.Name)
+	}, "SELECT u.id, u.name, "+roomColumns+" FROM members m JOIN users u ON u.id = m.user JOIN rooms r ON r.id = m.room")
 }
 
 // Members returns the names of a room's members, sorted.
-func (s *Store) Members(ctx context.Context, room int64) (names []string, err error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT u.name FROM members m JOIN users u ON u.id = m.user WHERE m.room = ? ORDER BY u.key", room)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var name string
-		if err := rows.Scan(&name); err != nil {
-			return nil, err
-		}
-		names = append(names, name)
-	}
-	return names, rows.Err()
+func (s *Store) Members(ctx context.Context, room int64) ([]string, error) {
+	return collect(ctx, s.read, only[string], "SELECT u.name FROM members m JOIN users u ON u.id = m.user WHERE m.room = ? ORDER BY u.key", room)
 }
 
 // CreateRoom makes a public room, or returns the one that has the name. If that is
@@ -288,7 +258,7 @@ type RoomState struct {
 
 // RoomStates returns the rooms that the user may see, by name.
 func (s *Store) RoomStates(ctx context.Context, u User) ([]RoomState, error) {
-	rows, err := s.read.QueryContext(ctx, `
+	return collect(ctx, s.read, func(r *RoomState) []any { return r.columns(&r.LastRead, &r.Unread, millis{&r.Time}) }, `
 		WITH seen AS (
 			SELECT r.*, coalesce(d.last_read_id, u.first_id) AS last
 			FROM rooms r JOIN users u ON u.id = ?1 LEFT JOIN reads d ON d.user = u.id AND d.room = r.id
@@ -299,23 +269,6 @@ func (s *Store) RoomStates(ctx context.Context, u User) ([]RoomState, error) {
 				AND l.kind = 'message' AND l.body IS NOT NULL AND l.author != ?1 LIMIT ?2)),
 			(SELECT time FROM log l WHERE l.room = r.id ORDER BY l.id DESC LIMIT 1), `+roomColumns+`
 		FROM seen r ORDER BY key`, u.ID, unreadMost)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var states []RoomState
-	for rows.Next() {
-		var r RoomState
-		var at sql.Null[int64]
-		if err := rows.Scan(append([]any{&r.LastRead, &r.Unread, &at}, r.columns()...)...); err != nil {
-			return nil, err
-		}
-		if at.Valid {
-			r.Time = time.UnixMilli(at.V).UTC()
-		}
-		states = append(states, r)
-	}
-	return states, rows.Err()
 }
 
 // enter returns the room of that name, if v may see it. Who enters a public room
@@ -349,6 +302,17 @@ func (s *server) enter(r *http.Request, v visitor, name string) (Room, error) {
 	return s.store.CreateRoom(name, creator)
 }
 
+// inRoom is a handler for the room in the path, if the visitor may see it.
+func (s *server) inRoom(h func(w http.ResponseWriter, r *http.Request, v visitor, room Room) error) handler {
+	return func(w http.ResponseWriter, r *http.Request, v visitor) error {
+		room, err := s.enter(r, v, r.PathValue("room"))
+		if err != nil {
+			return err
+		}
+		return h(w, r, v, room)
+	}
+}
+
 func (s *server) enterDirect(r *http.Request, v visitor, name string) (Room, error) {
 	names := strings.Split(name, "+")
 	if other, found := strings.CutPrefix(name, "@"); found {
@@ -370,15 +334,11 @@ func (s *server) enterDirect(r *http.Request, v visitor, name string) (Room, err
 
 // handleCreateRoom makes a private room. Public ones are made by entering them.
 func (s *server) handleCreateRoom(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	room, err := s.createPrivate(r, v)
 	if err != nil {
-		return s.again(w, r, v, err, "rooms.html", page{Form: formOf(r, "private")})
+		return s.show(w, r, v, err, "rooms.html", page{Form: formOf(r, "private")})
 	}
-	s.redirect(w, r, roomPath(room.Name))
-	return nil
+	return s.redirect(w, r, roomPath(room.Name))
 }
 
 func (s *server) createPrivate(r *http.Request, v visitor) (Room, error) {
@@ -393,10 +353,7 @@ func (s *server) createPrivate(r *http.Request, v visitor) (Room, error) {
 		return Room{}, err
 	}
 	room, err := s.store.CreatePrivateRoom(name, v.User)
-	if errors.Is(err, ErrTaken) {
-		err = refuse(http.StatusConflict, "room_taken")
-	}
-	return room, err
+	return room, instead(err, ErrTaken, refuse(http.StatusConflict, "room_taken"))
 }
 
 // aboutRoom is what about.html shows besides the page.
@@ -409,15 +366,15 @@ type aboutRoom struct {
 	Push    Push // what the form for another begins with
 }
 
-func (s *server) handleAbout(w http.ResponseWriter, r *http.Request, v visitor) error {
-	room, err := s.enter(r, v, r.PathValue("room"))
+func (s *server) handleAbout(w http.ResponseWriter, r *http.Request, v visitor, room Room) error {
+	return s.showAbout(w, r, v, room, nil, page{})
+}
+
+func (s *server) showAbout(w http.ResponseWriter, r *http.Request, v visitor, room Room, wrong error, p page) error {
+	status, err := s.blame(r, v, wrong, &p)
 	if err != nil {
 		return err
 	}
-	return s.showAbout(w, r, v, room, http.StatusOK, page{})
-}
-
-func (s *server) showAbout(w http.ResponseWriter, r *http.Request, v visitor, room Room, status int, p page) error {
 	members, err := s.store.Members(r.Context(), room.ID)
 	if err != nil {
 		return err
@@ -445,31 +402,19 @@ func (s *server) mayManage(ctx context.Context, u User, room Room) (bool, error)
 		return false, nil
 	}
 	var creator int64
-	err := s.store.read.QueryRowContext(ctx, "SELECT creator FROM rooms WHERE id = ?", room.ID).Scan(&creator)
+	err := s.store.queryRow(ctx, "SELECT creator FROM rooms WHERE id = ?", room.ID).Scan(&creator)
 	return u.Role == RoleAdmin || creator == u.ID, err
 }
 
-func (s *server) handleChangeRoom(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
-	room, err := s.enter(r, v, r.PathValue("room"))
+func (s *server) handleChangeRoom(w http.ResponseWriter, r *http.Request, v visitor, room Room) error {
+	room, err := s.changeRoom(r, v, room)
 	if err != nil {
-		return err
-	}
-	if room, err = s.changeRoom(r, v, room); err != nil {
-		problem := problemOf(err)
-		if problem.status >= http.StatusInternalServerError {
-			return err
-		}
-		return s.showAbout(w, r, v, room, problem.status, page{Error: s.sentence(v.language(r), problem), Form: formOf(r, "topic", "name", "member")})
+		return s.showAbout(w, r, v, room, err, page{Form: formOf(r, "topic", "name", "member")})
 	}
 	if !s.hub.Sees(v.User, room) { // left
-		s.redirect(w, r, "/chat/")
-		return nil
+		return s.redirect(w, r, "/chat/")
 	}
-	s.redirect(w, r, roomPath(room.Name)+"about/")
-	return nil
+	return s.redirect(w, r, roomPath(room.Name)+"about/")
 }
 
 // changeRoom does what the form asks for and returns the room as it is then.
@@ -501,10 +446,7 @@ func (s *server) changeRoom(r *http.Request, v visitor, room Room) (Room, error)
 		return room, refuse(http.StatusBadRequest, "bad_request")
 	}
 	if err = s.store.ChangeRoom(changed, v.User); err != nil {
-		if errors.Is(err, ErrTaken) {
-			err = refuse(http.StatusConflict, "room_taken")
-		}
-		return room, err
+		return room, instead(err, ErrTaken, refuse(http.StatusConflict, "room_taken"))
 	}
 	return changed, nil
 }

@@ -5,9 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"database/sql"
 	"encoding/hex"
-	"errors"
 	"net/http"
 	"slices"
 	"strings"
@@ -123,17 +121,13 @@ func (s *server) fillAccount(w http.ResponseWriter, r *http.Request, v visitor, 
 	}
 	if tried != nil {
 		p.Notice = ""
-		return s.again(w, r, v, tried, "account.html", p)
 	}
-	return s.render(w, r, v, http.StatusOK, "account.html", p)
+	return s.show(w, r, v, tried, "account.html", p)
 }
 
 // handleSessions signs out the session with the id in the form, or, with all=1,
 // all but this one. Their sockets go at once.
 func (s *server) handleSessions(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	if r.PostFormValue("all") == "1" {
 		err := s.store.DeleteOtherSessions(v.User, v.session)
 		if err == nil {
@@ -146,16 +140,12 @@ func (s *server) handleSessions(w http.ResponseWriter, r *http.Request, v visito
 		s.hub.Drop(func(m *member) bool { return bytes.Equal(m.session, hash) })
 	}
 	if err == nil && bytes.Equal(hash, v.session) {
-		s.redirect(w, r, "/login/")
-		return nil
+		return s.redirect(w, r, "/login/")
 	}
 	return s.showAccount(w, r, v, err, "session.ended")
 }
 
 func (s *server) handleSettings(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	lang, notify := r.PostFormValue("language"), r.PostFormValue("notify")
 	if lang != "" && s.words[lang] == nil || !slices.Contains(notifyLevels, notify) {
 		return refuse(http.StatusBadRequest, "bad_request")
@@ -189,12 +179,13 @@ func (s *Store) CreateSession(u User, hash []byte, agent, address string) error 
 // SessionUser returns who signed in with a session, or ErrNotFound, also for those
 // who may not come in any more. It keeps sessions that are used alive.
 func (s *Store) SessionUser(ctx context.Context, hash []byte) (User, error) {
-	var seen int64
-	u, err := scanUser(s.read.QueryRowContext(ctx, "SELECT "+userColumns+", s.seen FROM sessions s JOIN users u ON u.id = s.user WHERE s.hash = ?", hash), &seen)
+	var u User
+	var seen time.Time
+	err := s.queryRow(ctx, "SELECT s.seen, "+userColumns+" FROM sessions s JOIN users u ON u.id = s.user WHERE s.hash = ?", hash).Scan(u.columns(millis{&seen})...)
 	if err != nil {
 		return User{}, err
 	}
-	unused := time.Since(time.UnixMilli(seen))
+	unused := time.Since(seen)
 	if unused > sessionLife || u.gone() {
 		return User{}, ErrNotFound
 	}
@@ -207,32 +198,17 @@ func (s *Store) SessionUser(ctx context.Context, hash []byte) (User, error) {
 }
 
 // Sessions returns where the user is signed in, the last used first.
-func (s *Store) Sessions(ctx context.Context, u User) (sessions []Session, err error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT hash, created, seen, agent, address FROM sessions WHERE user = ? AND seen >= ? ORDER BY seen DESC, hash",
+func (s *Store) Sessions(ctx context.Context, u User) ([]Session, error) {
+	return collect(ctx, s.read, func(c *Session) []any {
+		return []any{&c.Hash, millis{&c.Created}, millis{&c.Seen}, &c.Agent, &c.Address}
+	}, "SELECT hash, nullif(created, 0), seen, agent, address FROM sessions WHERE user = ? AND seen >= ? ORDER BY seen DESC, hash",
 		u.ID, time.Now().Add(-sessionLife).UnixMilli())
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var c Session
-		var created, seen int64
-		if err := rows.Scan(&c.Hash, &created, &seen, &c.Agent, &c.Address); err != nil {
-			return nil, err
-		}
-		if created != 0 {
-			c.Created = time.UnixMilli(created)
-		}
-		c.Seen = time.UnixMilli(seen)
-		sessions = append(sessions, c)
-	}
-	return sessions, rows.Err()
 }
 
 // SignedInFrom reports whether the user of that name, if there is one, has a
 // session that began at the address.
 func (s *Store) SignedInFrom(ctx context.Context, name, address string) (yes bool, err error) {
-	err = s.read.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM sessions s JOIN users u ON u.id = s.user WHERE u.key = ? AND s.address = ?)",
+	err = s.queryRow(ctx, "SELECT EXISTS (SELECT 1 FROM sessions s JOIN users u ON u.id = s.user WHERE u.key = ? AND s.address = ?)",
 		foldName(name), address).Scan(&yes)
 	return yes, err
 }
@@ -245,11 +221,7 @@ func (s *Store) DeleteSession(hash []byte) error {
 // it has ended, or ErrNotFound.
 func (s *Store) DeleteSessionByID(u User, id string) (hash []byte, err error) {
 	err = s.update(func(w *writer) error {
-		err := w.queryRow("DELETE FROM sessions WHERE user = ? AND lower(hex(substr(hash, 1, 8))) = ? RETURNING hash", u.ID, id).Scan(&hash)
-		if errors.Is(err, sql.ErrNoRows) {
-			err = ErrNotFound
-		}
-		return err
+		return w.queryRow("DELETE FROM sessions WHERE user = ? AND lower(hex(substr(hash, 1, 8))) = ? RETURNING hash", u.ID, id).Scan(&hash)
 	})
 	return hash, err
 }

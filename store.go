@@ -140,8 +140,7 @@ func (s *Store) Append(e Event, done func(Event, error)) error {
 	if !ok {
 		return fmt.Errorf("append: %q is not an event that is kept", e.Kind)
 	}
-	a := e.Author
-	e.Author = User{ID: a.ID, Name: a.Name, Role: a.Role, Bot: a.Bot, Only: a.Only, Confined: a.Confined} // others get it; the settings are nobody else's
+	e.Author = e.Author.author()
 	return s.enqueue(&job{event: e, apply: apply, done: done})
 }
 
@@ -353,6 +352,79 @@ func (w *writer) exec(query string, args ...any) error {
 	return err
 }
 
-func (w *writer) queryRow(query string, args ...any) *sql.Row {
-	return w.conn.QueryRowContext(context.Background(), query, args...)
+func (w *writer) queryRow(query string, args ...any) row {
+	return row{w.conn.QueryRowContext(context.Background(), query, args...)}
+}
+
+func (s *Store) queryRow(ctx context.Context, query string, args ...any) row {
+	return row{s.read.QueryRowContext(ctx, query, args...)}
+}
+
+// row is a sql.Row whose Scan fails with ErrNotFound if there is none.
+type row struct{ *sql.Row }
+
+func (r row) Scan(columns ...any) error {
+	return instead(r.Row.Scan(columns...), sql.ErrNoRows, ErrNotFound)
+}
+
+// instead returns err, but other if err is what.
+func instead(err, what, other error) error {
+	if errors.Is(err, what) {
+		return other
+	}
+	return err
+}
+
+// querier is the readers' database, or the writer's connection.
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+// collect returns the rows of a query, each scanned into the columns of a T.
+func collect[T any](ctx context.Context, db querier, columns func(*T) []any, query string, args ...any) (list []T, err error) {
+	rows, err := db.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var one T
+		if err := rows.Scan(columns(&one)...); err != nil {
+			return nil, err
+		}
+		list = append(list, one)
+	}
+	return list, rows.Err()
+}
+
+// only is the columns of a query that has one.
+func only[T any](v *T) []any { return []any{v} }
+
+// millis scans a time out of Unix milliseconds. NULL is the zero time, as in timeOrNull.
+type millis struct{ *time.Time }
+
+func (m millis) Scan(value any) error {
+	switch v := value.(type) {
+	case nil:
+		*m.Time = time.Time{}
+	case int64:
+		*m.Time = time.UnixMilli(v).UTC()
+	default:
+		return fmt.Errorf("%T is no time", value)
+	}
+	return nil
+}
+
+func timeOrNull(t time.Time) any {
+	if t.IsZero() {
+		return nil
+	}
+	return t.UnixMilli()
+}
+
+func orNull[T comparable](v T) any {
+	if v == *new(T) {
+		return nil
+	}
+	return v
 }

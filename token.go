@@ -4,9 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"database/sql"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net/http"
@@ -98,20 +96,17 @@ func (w *writer) createToken(t Token, secret string) (err error) {
 	if many >= maxTokens {
 		return refuse(http.StatusConflict, "many_tokens", maxTokens)
 	}
-	var expires any
-	if !t.Expires.IsZero() {
-		expires = t.Expires.UnixMilli()
-	}
 	err = w.exec("INSERT INTO tokens (hash, user, room, scope, label, creator, created, expires) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-		hashToken(secret), u.ID, orNull(room.ID), t.Scope, t.Label, orNull(creator.ID), w.now.UnixMilli(), expires)
+		hashToken(secret), u.ID, orNull(room.ID), t.Scope, t.Label, orNull(creator.ID), w.now.UnixMilli(), timeOrNull(t.Expires))
 	if err == nil {
 		err = w.auditToken(creator, u, "token.create", room.Name)
 	}
 	return err
 }
 
-func (w *writer) userByName(name string) (User, error) {
-	return scanUser(w.queryRow("SELECT "+userColumns+" FROM users u WHERE u.key = ?", foldName(name)))
+func (w *writer) userByName(name string) (u User, err error) {
+	err = w.queryRow("SELECT "+userColumns+" FROM users u WHERE u.key = ?", foldName(name)).Scan(u.columns()...)
+	return u, err
 }
 
 // tokenUser returns whose token t is to be, and makes the bot if need be.
@@ -129,9 +124,7 @@ func (w *writer) tokenUser(t Token, creator User) (u User, err error) {
 		return u, ErrTaken
 	case t.Bot && creator.ID != 0 && creator.Role != RoleAdmin:
 		err = w.queryRow("SELECT 1 FROM tokens WHERE user = ? AND creator = ?", u.ID, creator.ID).Scan(new(int))
-		if errors.Is(err, sql.ErrNoRows) {
-			err = ErrTaken
-		}
+		err = instead(err, ErrNotFound, ErrTaken)
 	}
 	return u, err
 }
@@ -164,10 +157,8 @@ func (w *writer) auditToken(by, u User, action, detail string) error {
 // createBot makes a user who has no password and comes in by tokens only.
 func (w *writer) createBot(name string) (User, error) {
 	u := User{Name: name, Role: RoleMember, Bot: true}
-	if err := w.createUser(&u, ""); err != nil {
-		return u, err
-	}
-	return u, w.exec("UPDATE users SET bot = 1 WHERE id = ?", u.ID)
+	err := w.createUser(&u, "")
+	return u, err
 }
 
 // tokenWorks has the time as ?1. A token works no longer than whoever made it may
@@ -175,41 +166,20 @@ func (w *writer) createBot(name string) (User, error) {
 const tokenWorks = `(t.revoked IS NULL AND coalesce(t.expires > ?1, 1) AND c.deactivated IS NULL
 	AND u.deactivated IS NULL AND coalesce(u.expires > ?1, 1))`
 
-// selectTokens begins every query for tokens, with the time as ?1; scanToken reads its rows.
+// selectTokens begins every query for tokens, with the time as ?1. Token.columns scans its rows.
 const selectTokens = `
-	SELECT t.id, u.name, u.bot, coalesce(r.name, ''), t.scope, t.label, coalesce(c.name, ''), t.created,
-		coalesce(t.expires, 0), coalesce(t.used, 0), t.revoked IS NOT NULL, ` + tokenWorks + ` AS works
+	SELECT t.id, u.name, u.bot, coalesce(r.name, ''), t.scope, t.label, coalesce(c.name, ''), t.created, t.expires, t.used,
+		t.revoked IS NOT NULL, ` + tokenWorks + ` AS works
 	FROM tokens t JOIN users u ON u.id = t.user LEFT JOIN rooms r ON r.id = t.room LEFT JOIN users c ON c.id = t.creator `
 
-func scanToken(scan func(...any) error) (t Token, err error) {
-	var created, expires, used int64
-	err = scan(&t.ID, &t.User, &t.Bot, &t.Room, &t.Scope, &t.Label, &t.Creator, &created, &expires, &used, &t.Revoked, &t.Works)
-	t.Created = time.UnixMilli(created)
-	if expires != 0 {
-		t.Expires = time.UnixMilli(expires)
-	}
-	if used != 0 {
-		t.Used = time.UnixMilli(used)
-	}
-	return t, err
+func (t *Token) columns() []any {
+	return []any{&t.ID, &t.User, &t.Bot, &t.Room, &t.Scope, &t.Label, &t.Creator, millis{&t.Created}, millis{&t.Expires}, millis{&t.Used}, &t.Revoked, &t.Works}
 }
 
 // Tokens returns those that a condition on t, u, r and c holds for, the newest first.
 // Its parameters begin with ?2.
-func (s *Store) Tokens(ctx context.Context, where string, args ...any) (all []Token, err error) {
-	rows, err := s.read.QueryContext(ctx, selectTokens+"WHERE "+where+" ORDER BY t.id DESC", append([]any{time.Now().UnixMilli()}, args...)...)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		t, err := scanToken(rows.Scan)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, t)
-	}
-	return all, rows.Err()
+func (s *Store) Tokens(ctx context.Context, where string, args ...any) ([]Token, error) {
+	return collect(ctx, s.read, (*Token).columns, selectTokens+"WHERE "+where+" ORDER BY t.id DESC", append([]any{time.Now().UnixMilli()}, args...)...)
 }
 
 // RevokeToken makes a token useless: one of by's own or of a bot for room, or any
@@ -222,9 +192,6 @@ func (s *Store) RevokeToken(id int64, by User, room Room) error {
 			UPDATE tokens SET revoked = ?1
 			WHERE id = ?2 AND revoked IS NULL AND (?3 = 0 OR user = ?3 OR room = ?4 AND user IN (SELECT id FROM users WHERE bot))
 			RETURNING (SELECT name FROM users WHERE id = user), (SELECT bot FROM users WHERE id = user)`, w.now.UnixMilli(), id, by.ID, room.ID).Scan(&u.Name, &u.Bot)
-		if errors.Is(err, sql.ErrNoRows) {
-			err = ErrNotFound
-		}
 		if err != nil {
 			return err
 		}
@@ -240,18 +207,17 @@ func bearer(r *http.Request) (secret string, shown bool) {
 
 // TokenVisitor returns who comes in by the token with that hash, or ErrNotFound.
 func (s *Store) TokenVisitor(ctx context.Context, hash []byte) (v visitor, err error) {
-	var only, expires, used int64
-	v.User, err = scanUser(s.read.QueryRowContext(ctx, "SELECT "+userColumns+`, t.id, coalesce(t.room, 0), t.scope, coalesce(t.expires, 0), coalesce(t.used, 0)
+	var expires, used time.Time
+	err = s.queryRow(ctx, "SELECT t.id, coalesce(t.room, 0), t.scope, t.expires, t.used, "+userColumns+`
 		FROM tokens t JOIN users u ON u.id = t.user LEFT JOIN users c ON c.id = t.creator WHERE t.hash = ?2 AND `+tokenWorks,
-		time.Now().UnixMilli(), hash), &v.token, &only, &v.scope, &expires, &used)
+		time.Now().UnixMilli(), hash).Scan(v.columns(&v.token, &v.Only, &v.scope, millis{&expires}, millis{&used})...)
 	if err != nil {
 		return visitor{}, err
 	}
-	v.Only = only
-	if end := time.UnixMilli(expires); expires != 0 && (v.Expires.IsZero() || end.Before(v.Expires)) {
-		v.Expires = end
+	if !expires.IsZero() && (v.Expires.IsZero() || expires.Before(v.Expires)) {
+		v.Expires = expires
 	}
-	if time.Since(time.UnixMilli(used)) > tokenTouch {
+	if time.Since(used) > tokenTouch {
 		err = s.update(func(w *writer) error {
 			return w.exec("UPDATE tokens SET used = ? WHERE id = ?", w.now.UnixMilli(), v.token)
 		})
@@ -272,9 +238,6 @@ type madeToken struct {
 
 // handleTokens makes or revokes a token of the visitor's own.
 func (s *server) handleTokens(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
 	if v.Role == RoleGuest {
 		return ErrForbidden
 	}
@@ -288,14 +251,7 @@ func (s *server) handleTokens(w http.ResponseWriter, r *http.Request, v visitor)
 }
 
 // handleBots makes or revokes a token of a bot for a room.
-func (s *server) handleBots(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return badForm(err)
-	}
-	room, err := s.enter(r, v, r.PathValue("room"))
-	if err != nil {
-		return err
-	}
+func (s *server) handleBots(w http.ResponseWriter, r *http.Request, v visitor, room Room) error {
 	manage, err := s.mayManage(r.Context(), v.User, room)
 	if err == nil && !manage {
 		err = ErrForbidden
@@ -303,16 +259,12 @@ func (s *server) handleBots(w http.ResponseWriter, r *http.Request, v visitor) e
 	if err != nil {
 		return err
 	}
-	p, status := page{}, http.StatusOK
+	var p page
 	p.Made, err = s.changeTokens(r, v, Token{Bot: true, Room: room.Name}, room)
 	if err != nil {
-		problem := problemOf(err)
-		if problem.status >= http.StatusInternalServerError {
-			return err
-		}
-		status, p.Error, p.Form = problem.status, s.sentence(v.language(r), problem), formOf(r, "username", "label", "scope", "days")
+		p.Form = formOf(r, "username", "label", "scope", "days")
 	}
-	return s.showAbout(w, r, v, room, status, p)
+	return s.showAbout(w, r, v, room, err, p)
 }
 
 // changeTokens does what the form of a page with tokens asks: it makes t with what
@@ -348,11 +300,8 @@ func (s *server) changeTokens(r *http.Request, v visitor, t Token, room Room) (m
 		return nil, err
 	}
 	secret, err := s.store.CreateToken(t)
-	if errors.Is(err, ErrNotFound) {
-		err = refuse(http.StatusNotFound, "unknown_room")
-	}
 	if err != nil {
-		return nil, err
+		return nil, instead(err, ErrNotFound, refuse(http.StatusNotFound, "unknown_room"))
 	}
 	curl := fmt.Sprintf(`curl -H "Authorization: Bearer %s" `, secret)
 	address := cmp.Or(s.public, "http://"+r.Host) + roomPath(cmp.Or(t.Room, lobby))
@@ -368,8 +317,7 @@ func (s *server) changeTokens(r *http.Request, v visitor, t Token, room Room) (m
 
 // token is `chatd token`: it works on the database, whether or not chatd runs.
 func token(args []string, stdout io.Writer) error {
-	flags := flag.NewFlagSet("chatd token", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
+	flags := newFlags("chatd token")
 	data := flags.String("data", "./data", "")
 	days := flags.Int("days", 0, "")
 	person, bot := flags.String("user", "", ""), flags.String("bot", "", "")
@@ -435,7 +383,7 @@ func listTokens(store *Store, stdout io.Writer) error {
 		if t.IsZero() {
 			return "never"
 		}
-		return t.Format(layout)
+		return t.Local().Format(layout)
 	}
 	table := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "ID\tWHO\tROOM\tSCOPE\tLABEL\tMADE\tUSED\tEXPIRES\tSTATE")

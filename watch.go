@@ -79,7 +79,7 @@ func (s *Store) works(c grant) (yes bool, err error) {
 	if c.user == 0 {
 		return true, nil
 	}
-	err = s.read.QueryRowContext(context.Background(), `
+	err = s.queryRow(context.Background(), `
 		SELECT EXISTS (SELECT 1 FROM users u WHERE u.id = ?2 AND u.deactivated IS NULL AND coalesce(u.expires > ?1, 1)
 			AND (coalesce(length(?3), 0) = 0 OR EXISTS (SELECT 1 FROM sessions WHERE hash = ?3 AND user = u.id))
 			AND (?4 = 0 OR EXISTS (SELECT 1 FROM tokens t LEFT JOIN users c ON c.id = t.creator WHERE t.id = ?4 AND t.user = u.id AND `+tokenWorks+`)))`,

@@ -36,29 +36,32 @@ func (p *problem) Error() string { return p.code }
 
 func refuse(status int, code string, args ...any) error { return &problem{status, code, args} }
 
+// told says how the user is told of errors.
+var told = []struct {
+	err error
+	problem
+}{
+	{ErrNotFound, problem{404, "not_found", nil}},
+	{ErrForbidden, problem{403, "forbidden", nil}},
+	{ErrArchived, problem{403, "archived", nil}},
+	{ErrTaken, problem{409, "name_taken", nil}},
+	{ErrClosed, problem{503, "busy", nil}},
+	{errHubClosed, problem{503, "busy", nil}},
+	{errFull, problem{503, "full", nil}},
+	{errFullAddress, problem{429, "full_address", nil}},
+	{ErrStorage, problem{503, "storage", nil}},
+}
+
 // problemOf finds what to tell the user about an error. Anything unexpected is
 // "internal" here, and its text is for the log only.
 func problemOf(err error) *problem {
 	if p, ok := errors.AsType[*problem](err); ok {
 		return p
 	}
-	switch {
-	case errors.Is(err, ErrNotFound):
-		return &problem{404, "not_found", nil}
-	case errors.Is(err, ErrForbidden):
-		return &problem{403, "forbidden", nil}
-	case errors.Is(err, ErrArchived):
-		return &problem{403, "archived", nil}
-	case errors.Is(err, ErrTaken):
-		return &problem{409, "name_taken", nil}
-	case errors.Is(err, ErrClosed), errors.Is(err, errHubClosed):
-		return &problem{503, "busy", nil}
-	case errors.Is(err, errFull):
-		return &problem{503, "full", nil}
-	case errors.Is(err, errFullAddress):
-		return &problem{429, "full_address", nil}
-	case errors.Is(err, ErrStorage):
-		return &problem{503, "storage", nil}
+	for _, t := range told {
+		if errors.Is(err, t.err) {
+			return &t.problem
+		}
 	}
 	return &problem{500, "internal", nil}
 }
@@ -95,38 +98,36 @@ var (
 	dialectV1 = &dialect{
 		encode:   func(e Event) []byte { return encodeJSON(newEventFrame(e)) },
 		refuse:   refuseJSON,
-		caughtUp: func(id int64) []byte { return appendFrame(nil, opText, encodeJSON(caughtUpFrame{"caught_up", id})) },
+		caughtUp: func(id int64) []byte { return textFrame(caughtUpFrame{"caught_up", id}) },
 	}
 
 	// dialectChat is the tutorials' /ws/chat/{room}/: messages and nothing else.
-	dialectChat = &dialect{encode: messagesOnly(encodeChat), refuse: refuseJSON}
+	dialectChat = &dialect{encode: showing(isMessage, encodeChat), refuse: refuseJSON}
 
 	// dialectPlain is the tutorials' /ws/{group}/: the text itself.
 	dialectPlain = &dialect{
-		encode: messagesOnly(func(e Event) []byte { return []byte(e.Body) }),
+		encode: showing(isMessage, func(e Event) []byte { return []byte(e.Body) }),
 		refuse: func(p *problem, sentence, _ string) []byte { return []byte("[" + p.code + "] " + sentence) },
 	}
 
 	// dialectList is the tutorials' /chat/: lists of messages.
-	dialectList = &dialect{encode: messagesOnly(func(e Event) []byte { return encodeList([]Event{e}) }), refuse: refuseJSON}
+	dialectList = &dialect{encode: showing(isMessage, func(e Event) []byte { return encodeList([]Event{e}) }), refuse: refuseJSON}
 
 	// dialectPush is the tutorials' /ws/push/{room}: only what programs say.
-	dialectPush = &dialect{encode: messagesOnly(func(e Event) []byte {
-		if !e.Pushed {
-			return nil
-		}
-		return encodeChat(e)
-	}), refuse: refuseJSON}
+	dialectPush = &dialect{encode: showing(func(e Event) bool { return isMessage(e) && e.Pushed }, encodeChat), refuse: refuseJSON}
 )
 
-func messagesOnly(encode func(Event) []byte) func(Event) []byte {
+// showing encodes the events that shown is true of, and leaves out the others.
+func showing(shown func(Event) bool, encode func(Event) []byte) func(Event) []byte {
 	return func(e Event) []byte {
-		if e.Kind != KindMessage || e.Deleted {
+		if !shown(e) {
 			return nil
 		}
 		return encode(e)
 	}
 }
+
+func isMessage(e Event) bool { return e.Kind == KindMessage && !e.Deleted }
 
 // eventFrame is an event in chatd.v1.
 type eventFrame struct {
@@ -267,6 +268,9 @@ func encodeJSON(v any) []byte {
 	}
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
 }
+
+// textFrame is one of our own types on a socket.
+func textFrame(v any) []byte { return appendFrame(nil, opText, encodeJSON(v)) }
 
 // clientFrame is what clients send, in chatd.v1 and in the tutorials' formats.
 type clientFrame struct {
