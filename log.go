@@ -285,8 +285,10 @@ func (s *Store) Skip(ctx context.Context, cursor, last int64, most int) (int64, 
 	return cursor, err
 }
 
+const lastID = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'log'"
+
 // LastID returns the id of the newest event, 0 when there is none.
 func (s *Store) LastID(ctx context.Context) (id int64, err error) {
-	err = s.queryRow(ctx, "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'log'").Scan(&id)
+	err = s.queryRow(ctx, lastID).Scan(&id)
 	return id, err
 }

@@ -199,7 +199,7 @@ func (s *Store) commitLoop(w *writer) {
 		for len(batch) < maxBatch && len(s.queue) > 0 {
 			batch = append(batch, <-s.queue)
 		}
-		if err := w.commit(batch); err != nil {
+		if err := s.commit(w, batch); err != nil {
 			for _, j := range batch {
 				j.err = fmt.Errorf("%w: %w", ErrStorage, err)
 			}
@@ -230,10 +230,13 @@ func (s *Store) commitLoop(w *writer) {
 
 // writer is the one connection that writes. Only commitLoop uses it.
 type writer struct {
-	conn   *sql.Conn
-	insert *sql.Stmt // the statement of every message, worth preparing
-	now    time.Time // of the running transaction
-	job    *job      // the running one
+	conn    *sql.Conn
+	insert  *sql.Stmt // the statement of every message, worth preparing
+	version *sql.Stmt // says a number that changes when another process has written
+	seen    int64     // that number, when it was looked into last
+	last    int64     // id of the newest event published, or about to be
+	now     time.Time // of the running transaction
+	job     *job      // the running one
 }
 
 // tell has news published after the commit.
@@ -253,36 +256,86 @@ func newWriter(db *sql.DB) (*writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &writer{conn: conn, insert: insert}, nil
+	version, err := conn.PrepareContext(context.Background(), "PRAGMA data_version")
+	if err != nil {
+		return nil, err
+	}
+	w := &writer{conn: conn, insert: insert, version: version}
+	err = version.QueryRow().Scan(&w.seen)
+	if err == nil {
+		err = w.queryRow(lastID).Scan(&w.last)
+	}
+	return w, err
 }
 
 // close must come before that of the database: with a statement open SQLite would
 // leave its write-ahead log behind.
 func (w *writer) close() {
 	w.insert.Close()
+	w.version.Close()
 	w.conn.Close()
 }
 
 // commit applies the jobs in one transaction. A job that breaks a rule fails
 // alone and has its err set; an error that is returned is everybody's.
-func (w *writer) commit(batch []*job) error {
+func (s *Store) commit(w *writer, batch []*job) (err error) {
 	w.now = time.Now().UTC().Truncate(time.Millisecond)
 	if err := w.exec("BEGIN IMMEDIATE"); err != nil {
 		return err
 	}
-	for _, j := range batch {
-		j.err = w.run(j)
-		if j.err != nil && !isOwnFault(j.err) {
-			// Disk full, I/O error: SQLite may have rolled back already.
+	defer func() {
+		if err != nil { // disk full, I/O error: SQLite may have rolled back already
 			w.exec("ROLLBACK")
-			return j.err
 		}
-	}
-	if err := w.exec("COMMIT"); err != nil {
-		w.exec("ROLLBACK")
+	}()
+	if err := s.adopt(w); err != nil {
 		return err
 	}
+	last := w.last
+	for _, j := range batch {
+		if j.err = w.run(j); j.err != nil && !isOwnFault(j.err) {
+			return j.err
+		}
+		last = max(last, j.event.ID)
+	}
+	if err := w.exec("COMMIT"); err != nil {
+		return err
+	}
+	w.last = last
 	return nil
+}
+
+// adopt publishes what other processes, such as an import, have written since the
+// last commit, so that everybody sees the log in its order. Nobody else writes
+// during our transaction.
+func (s *Store) adopt(w *writer) error {
+	var version int64
+	if err := w.version.QueryRow().Scan(&version); err != nil || version == w.seen {
+		return err
+	}
+	rooms, err := collect(context.Background(), w.conn, func(e *Event) []any { return e.Room.columns() }, "SELECT "+roomColumns+" FROM rooms r")
+	if err != nil {
+		return err
+	}
+	for _, e := range rooms {
+		if _, err := s.Room(e.Room.Name); err != nil {
+			e.Kind = KindRoom
+			s.remember([]Event{e})
+			s.publish([]Event{e})
+		}
+	}
+	for {
+		page, err := collect(context.Background(), w.conn, (*Event).columns, selectEvents+"WHERE l.id > ? ORDER BY l.id LIMIT ?", w.last, replayPage)
+		if err != nil {
+			return err
+		}
+		if len(page) == 0 {
+			w.seen = version
+			return nil
+		}
+		s.publish(page)
+		w.last = page[len(page)-1].ID
+	}
 }
 
 // run applies one job, if it was not applied before. A plain message is a single

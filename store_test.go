@@ -575,3 +575,46 @@ func TestOldDatabases(t *testing.T) {
 		}
 	}
 }
+
+// TestTwoProcesses has two stores write to one database. Each publishes all that is in
+// the log, in its order, and knows the other's rooms.
+func TestTwoProcesses(t *testing.T) {
+	dir := t.TempDir()
+	one, two := openTestStore(t, dir), openTestStore(t, dir)
+	say := func(s *testStore, room Room, text string) {
+		t.Helper()
+		if _, err := s.AppendWait(Event{Kind: KindMessage, Room: room, Author: s.ann, Body: text}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const bursts, length = 20, replayPage + 10
+	for i := range bursts {
+		for j := range length / bursts {
+			say(two, two.room, fmt.Sprint("two ", i, j))
+		}
+		say(one, one.room, fmt.Sprint("one ", i))
+	}
+	for range length {
+		say(two, two.room, "more than a page")
+	}
+	if _, err := two.CreateRoom("annex", two.ann); err != nil {
+		t.Fatal(err)
+	}
+	say(one, one.room, "the end")
+	if _, err := one.Room("annex"); err != nil {
+		t.Errorf("the other's room: %v", err)
+	}
+	var got []int64
+	for _, e := range one.published {
+		if e.ID != 0 {
+			got = append(got, e.ID)
+		}
+	}
+	var want []int64
+	for _, e := range readLog(t, dir) {
+		want = append(want, e.ID)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("published %v\nnot %v", got, want)
+	}
+}
