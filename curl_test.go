@@ -201,6 +201,9 @@ func TestOthersClients(t *testing.T) {
 	d.start()
 	b.wait(`source.readyState === EventSource.OPEN`) // it comes back by itself, and with its Last-Event-ID
 	round("back again from ", "browser", "npm", "python")
+	for name, said := range heard {
+		t.Logf("%s heard\n%s", name, said)
+	}
 }
 
 // startProgram starts a program, which is killed at the end, and returns what it says.
