@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/binary"
 	"flag"
 	"fmt"
@@ -179,7 +180,8 @@ type testServer struct {
 	listener *memoryListener
 	closed   bool
 	stopPush func()
-	gate     atomic.Pointer[chan struct{}] // what is committed is not published before it is closed
+	gate     atomic.Pointer[chan struct{}]  // what is committed is not published before it is closed
+	hooked   atomic.Pointer[memoryListener] // what webhooks call
 }
 
 func newTestServer(t *testing.T, dir string, guests bool) *testServer {
@@ -210,6 +212,13 @@ func newTestServer(t *testing.T, dir string, guests bool) *testServer {
 	go ts.http.Serve(ts.listener)
 	ts.stopPush = ts.pushes.start()
 	t.Cleanup(ts.close)
+	real := ts.hooks.client.Transport.(*http.Transport)
+	ts.hooks.client.Transport = &http.Transport{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if l := ts.hooked.Load(); l != nil {
+			return l.dialContext(ctx)
+		}
+		return real.DialContext(ctx, network, addr)
+	}}
 	if err := ts.hooks.start("http://chat.test"); err != nil {
 		t.Fatal(err)
 	}

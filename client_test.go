@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -292,6 +293,7 @@ func TestClientOutage(t *testing.T) {
 // A message that may be on disk is sent again as it was, even if it is told to wait.
 // The next one takes the lines along that came meanwhile.
 func TestClientRetries(t *testing.T) {
+	var mu sync.Mutex
 	var sent []clientFrame
 	fake := httptest.NewServer(websocket.Handler(func(ws *websocket.Conn) {
 		websocket.Message.Send(ws, `{"type":"welcome"}`)
@@ -303,11 +305,15 @@ func TestClientRetries(t *testing.T) {
 			if f.Type == "hello" {
 				continue
 			}
-			switch sent = append(sent, f); len(sent) {
+			mu.Lock()
+			sent = append(sent, f)
+			n := len(sent)
+			mu.Unlock()
+			switch n {
 			case 1: // no answer
 				return
 			case 2, 4:
-				code := map[int]string{2: "too_fast", 4: "storage"}[len(sent)]
+				code := map[int]string{2: "too_fast", 4: "storage"}[n]
 				websocket.Message.Send(ws, `{"type":"error","code":"`+code+`","cid":"`+f.CID+`"}`)
 			default:
 				websocket.Message.Send(ws, `{"type":"message","id":1,"cid":"`+f.CID+`"}`)
@@ -325,6 +331,8 @@ func TestClientRetries(t *testing.T) {
 	if err := runClient(t.Context(), "say", []string{"ops", "-url", fake.URL}, in, io.Discard, t.Output()); err != nil {
 		t.Fatal(err)
 	}
+	mu.Lock()
+	defer mu.Unlock()
 	var got []string
 	for i, f := range sent {
 		got = append(got, f.Message)

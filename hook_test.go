@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -29,15 +30,17 @@ func (s *testServer) endpoint(h http.HandlerFunc) {
 	srv := &http.Server{Handler: h}
 	go srv.Serve(l)
 	s.t.Cleanup(func() { srv.Close() })
-	s.hooks.client.Transport = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		a, b := net.Pipe()
-		select {
-		case l.conns <- a:
-			return b, nil
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}}
+	s.hooked.Store(l)
+}
+
+func (l *memoryListener) dialContext(ctx context.Context) (net.Conn, error) {
+	a, b := net.Pipe()
+	select {
+	case l.conns <- a:
+		return b, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // hook makes a webhook as the administrator "Root" does, and returns its secret.
@@ -281,9 +284,9 @@ func TestHookBackOff(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t, dir, false)
-		failing := true
+		var well atomic.Bool
 		heard, handler := hear(func(w http.ResponseWriter, r *http.Request) {
-			if failing {
+			if !well.Load() {
 				w.WriteHeader(503)
 			}
 		})
@@ -318,7 +321,7 @@ func TestHookBackOff(t *testing.T) {
 		heard()
 		s.tell("ann", "lobby", "newer")
 		synctest.Wait()
-		failing = false
+		well.Store(true)
 		s.browse("POST", "/admin/hooks", s.session("Root"), "action=hook.retry&id=1")
 		synctest.Wait()
 		got := heard()
