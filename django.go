@@ -220,6 +220,7 @@ func (d *django) account(w *writer, a djangoUser) error {
 	if err != nil {
 		return err
 	}
+	delete(d.users, anonymousGuest) // an account of that name is not the only one who spoke so
 	if !made {
 		d.count("auth_user", "already here: keep password and role")
 		return nil
