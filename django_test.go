@@ -143,7 +143,8 @@ func TestImportLarge(t *testing.T) {
 	if _, err := there.Exec(`
 		WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
 		INSERT INTO chat_chatmessage (id, username, room, content, create_time)
-		SELECT 1000 + i, username, room, 'copy ' || i, create_time FROM n JOIN chat_chatmessage ON id = 1 + i % 4`, *djangoMessages); err != nil {
+		SELECT 1000 + i, username, room, 'copy ' || i, create_time FROM n JOIN chat_chatmessage ON id = 1 + i % 4;
+		INSERT INTO chat_chatmessage (username, room, content, create_time) VALUES ('🙁', '', 'frown', '2024-03-01 00:00:00')`, *djangoMessages); err != nil {
 		t.Fatal(err)
 	}
 	d := startDaemon(t, dir, "-rate", "0")
@@ -186,7 +187,13 @@ func TestImportLarge(t *testing.T) {
 	}
 	t.Logf("%s%d messages were here before, %v for the rest; meanwhile %d said by others, each in %v at most", out, before, took, chats, slowest)
 
-	copies := copiesIn(t, dir)
+	copies, authors := copiesIn(t, dir), make(map[string]string)
+	for _, e := range readLog(t, dir) {
+		authors[e.Body] = e.Author.Name
+	}
+	if authors["smile"] == authors["frown"] {
+		t.Errorf("after the kill %s got what another said", authors["frown"])
+	}
 	for i, text := range copies {
 		if want := fmt.Sprint("copy ", i+1); text != want {
 			t.Fatalf("%q is where %q should be", text, want)
