@@ -174,21 +174,9 @@ type djangoUser struct {
 }
 
 func (d *django) takeAccounts(ctx context.Context) error {
-	rows, err := d.from.QueryContext(ctx, `
-		SELECT username, password, CAST(date_joined AS TEXT), is_superuser OR is_staff, is_active != 0 FROM auth_user ORDER BY id`)
+	all, err := collect(d.from, func(u *djangoUser) []any { return []any{&u.name, &u.password, &u.joined, &u.admin, &u.active} },
+		"SELECT username, password, CAST(date_joined AS TEXT), is_superuser OR is_staff, is_active != 0 FROM auth_user ORDER BY id")
 	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	var all []djangoUser
-	for rows.Next() {
-		var a djangoUser
-		if err := rows.Scan(&a.name, &a.password, &a.joined, &a.admin, &a.active); err != nil {
-			return err
-		}
-		all = append(all, a)
-	}
-	if err := rows.Err(); err != nil {
 		return err
 	}
 	for batch := range slices.Chunk(all, importBatch) {
@@ -434,20 +422,25 @@ func (d *django) query(table string) (query, why string, err error) {
 
 func quoted(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
 
-func (d *django) column(query string, args ...any) (values []string, err error) {
-	rows, err := d.from.Query(query, args...)
+func (d *django) column(query string, args ...any) ([]string, error) {
+	return collect(d.from, func(v *string) []any { return []any{v} }, query, args...)
+}
+
+// collect returns all rows that a query finds; columns says where their values go.
+func collect[T any](db *sql.DB, columns func(*T) []any, query string, args ...any) (all []T, err error) {
+	rows, err := db.Query(query, args...)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
 	for rows.Next() {
-		var v string
-		if err := rows.Scan(&v); err != nil {
+		var v T
+		if err := rows.Scan(columns(&v)...); err != nil {
 			return nil, err
 		}
-		values = append(values, v)
+		all = append(all, v)
 	}
-	return values, rows.Err()
+	return all, rows.Err()
 }
 
 // said is a row of a table with messages.
@@ -459,7 +452,7 @@ type said struct {
 func (d *django) takeMessages(ctx context.Context, table, query string) error {
 	last := time.UnixMilli(0)
 	for after := int64(0); ; {
-		batch, err := d.read(ctx, query, after)
+		batch, err := collect(d.from, func(m *said) []any { return []any{&m.id, &m.text, &m.author, &m.room, &m.at} }, query, after)
 		if err != nil || len(batch) == 0 {
 			return err
 		}
@@ -482,22 +475,6 @@ func (d *django) takeMessages(ctx context.Context, table, query string) error {
 		d.done += int64(len(batch))
 		d.progress.show(d.done, d.messages)
 	}
-}
-
-func (d *django) read(ctx context.Context, query string, after int64) (batch []said, err error) {
-	rows, err := d.from.QueryContext(ctx, query, after)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var m said
-		if err := rows.Scan(&m.id, &m.text, &m.author, &m.room, &m.at); err != nil {
-			return nil, err
-		}
-		batch = append(batch, m)
-	}
-	return batch, rows.Err()
 }
 
 // message takes one, in several parts if it is too long for us.
