@@ -52,6 +52,7 @@ const usage = `chatd is a team-chat daemon: one binary, one data directory.
   chatd tail ROOM [-n 10] [-json]    print what was and is said in a room
   chatd say ROOM [TEXT...]           say it, or each line of standard input
   chatd chat ROOM                    both
+  chatd import-django db.sqlite3     take users and messages over from a tutorial's chat
   chatd version
   chatd help
 
@@ -63,6 +64,11 @@ find the data with -data, and work while chatd runs.
 
 tail, say and chat work from anywhere: -url, or CHATD_URL, says where chatd is. They
 come in by the token in CHATD_TOKEN, or in the file that -token-file names.
+
+import-django also works while chatd runs. All its rooms are public here; what it
+says in none goes into -room lobby. With -admins its superusers and staff are
+administrators here. Its times are in UTC, or in the zone -tz, such as
+Asia/Shanghai, if it had USE_TZ = False. -dry-run only says what would happen.
 
 Flags:
 `
@@ -91,6 +97,8 @@ func run(ctx context.Context, args []string, stdin *os.File, stdout, stderr io.W
 		return invite(args, stdout)
 	case "token":
 		return token(args, stdout)
+	case "import-django":
+		return importDjango(ctx, args, stdout, stderr)
 	case "tail", "say", "chat":
 		return runClient(ctx, command, args, stdin, stdout, stderr)
 	case "version":
