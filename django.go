@@ -174,7 +174,7 @@ type djangoUser struct {
 }
 
 func (d *django) takeAccounts(ctx context.Context) error {
-	all, err := collect(d.from, func(u *djangoUser) []any { return []any{&u.name, &u.password, &u.joined, &u.admin, &u.active} },
+	all, err := collect(context.Background(), d.from, func(u *djangoUser) []any { return []any{&u.name, &u.password, &u.joined, &u.admin, &u.active} },
 		"SELECT username, password, CAST(date_joined AS TEXT), is_superuser OR is_staff, is_active != 0 FROM auth_user ORDER BY id")
 	if err != nil {
 		return err
@@ -423,24 +423,7 @@ func (d *django) query(table string) (query, why string, err error) {
 func quoted(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
 
 func (d *django) column(query string, args ...any) ([]string, error) {
-	return collect(d.from, func(v *string) []any { return []any{v} }, query, args...)
-}
-
-// collect returns all rows that a query finds; columns says where their values go.
-func collect[T any](db *sql.DB, columns func(*T) []any, query string, args ...any) (all []T, err error) {
-	rows, err := db.Query(query, args...)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var v T
-		if err := rows.Scan(columns(&v)...); err != nil {
-			return nil, err
-		}
-		all = append(all, v)
-	}
-	return all, rows.Err()
+	return collect(context.Background(), d.from, func(v *string) []any { return []any{v} }, query, args...)
 }
 
 // said is a row of a table with messages.
@@ -452,7 +435,7 @@ type said struct {
 func (d *django) takeMessages(ctx context.Context, table, query string) error {
 	last := time.UnixMilli(0)
 	for after := int64(0); ; {
-		batch, err := collect(d.from, func(m *said) []any { return []any{&m.id, &m.text, &m.author, &m.room, &m.at} }, query, after)
+		batch, err := collect(context.Background(), d.from, func(m *said) []any { return []any{&m.id, &m.text, &m.author, &m.room, &m.at} }, query, after)
 		if err != nil || len(batch) == 0 {
 			return err
 		}
@@ -504,7 +487,7 @@ func (d *django) message(w *writer, table string, m said, at time.Time) error {
 	case err == nil:
 		d.count(table, "left out: one with that id and another time is here: from another database, or by another -tz")
 		return nil
-	case !errors.Is(err, sql.ErrNoRows):
+	case !errors.Is(err, ErrNotFound):
 		return err
 	}
 	d.count(table, "taken")
