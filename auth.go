@@ -229,7 +229,7 @@ func (s *server) proxied(r *http.Request) string {
 		return said
 	}
 	if s.complaints.allow("auth-header") {
-		s.log.Warn("-auth-header ignored: sender is not in -trust", "peer", r.RemoteAddr)
+		s.log.WarnContext(r.Context(), "-auth-header ignored: sender is not in -trust", "peer", r.RemoteAddr)
 	}
 	return ""
 }

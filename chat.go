@@ -54,6 +54,7 @@ func (s *server) socket(w http.ResponseWriter, r *http.Request, v visitor, m *me
 		return err
 	}
 	m.Conn, m.user, m.session, m.token, m.expires, m.language = conn, v.User, v.session, v.token, v.Expires, v.language(r)
+	m.request = requestID(r.Context())
 	m.deaf, m.mute = !v.may(scopeRead), !v.may(scopePost)
 	if m.dialect.stream {
 		conn.heard.Store(0) // it will say nothing
@@ -115,7 +116,7 @@ func (s *server) listen(m *member, receive func(text []byte) (cid string, err er
 // refuse tells the peer, in its language, why something was not done.
 func (s *server) refuse(m *member, err error, cid string) {
 	p := problemOf(err)
-	s.complain(p, "socket", "user", m.user.Name, "err", err)
+	s.complain(context.Background(), p, "socket", "request", m.request, "user", m.user.Name, "err", err)
 	m.push(appendFrame(nil, opText, m.dialect.refuse(p, s.sentence(m.language, p), cid)))
 }
 
@@ -136,6 +137,7 @@ func (s *server) join(m *member) error {
 	if m.deaf {
 		return nil
 	}
+	s.replays.Add(1)
 	cursor, err := s.replay(m, m.from, s.hub.Last())
 	if err != nil {
 		return err
@@ -153,7 +155,7 @@ func (s *server) join(m *member) error {
 // joined ends a socket that could not join. It reports whether it could.
 func (s *server) joined(m *member, err error) bool {
 	if err != nil && !errors.Is(err, errHubClosed) && !errors.Is(err, errSocketClosing) {
-		s.log.Error("join", "user", m.user.Name, "room", m.room, "err", err)
+		s.log.Error("join", "request", m.request, "user", m.user.Name, "room", m.room, "err", err)
 		m.close(closeTryLater, "try again")
 	}
 	return err == nil
@@ -172,9 +174,11 @@ func (s *server) replay(m *member, cursor, last int64) (int64, error) {
 		}
 		if len(page) > 0 {
 			cursor = page[len(page)-1].ID
-			if !m.feed(m.dialect.frames(page)) {
+			frames, n := m.dialect.frames(page)
+			if !m.feed(frames) {
 				return cursor, errSocketClosing
 			}
+			s.replayed.Add(int64(n))
 			if !m.dialect.stream {
 				m.heard.Store(ticks()) // it takes what we write, so it lives
 			}
@@ -190,7 +194,8 @@ func (s *server) replay(m *member, cursor, last int64) (int64, error) {
 func (s *server) append(m *member, e Event) error {
 	return s.ask(m, e, func(e Event) {
 		if m.deaf || e.Again && e.ID <= m.from { // it is not in what m gets
-			m.push(m.dialect.frames([]Event{e}))
+			frames, _ := m.dialect.frames([]Event{e})
+			m.push(frames)
 		}
 	})
 }

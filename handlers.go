@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/subtle"
 	"embed"
@@ -15,6 +16,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -27,7 +29,8 @@ const (
 //go:embed templates
 var files embed.FS
 
-// server answers HTTP. Its fields do not change once it serves.
+// server answers HTTP. Its fields do not change once it serves, but
+// for what counts.
 type server struct {
 	store  *Store
 	hub    *Hub
@@ -56,6 +59,11 @@ type server struct {
 	typing        *throttle
 	complaints    *throttle // lines of the log about one kind of failure
 
+	health            checkup
+	refused, requests counters // by code, and by route and class of status
+	requestTime       histogram
+	replays, replayed atomic.Int64 // joins with a cursor, and events they were sent
+
 	assets map[string]asset
 	words  map[string]catalogue                     // by language
 	pages  map[string]map[string]*template.Template // by language and file
@@ -70,6 +78,8 @@ func (s *server) routes() http.Handler {
 	tokened := func(pattern, scope string, h handler) { mux.Handle(pattern, s.handler(scoped(scope, h))) }
 	handle("GET /{$}", s.handleRoot)
 	mux.HandleFunc("GET /static/{file}", s.handleAsset)
+	mux.HandleFunc("GET /healthz", s.handleHealth)
+	tokened("GET /metrics", "", s.handleMetrics)
 	handle("GET /setup", s.handleSetUpPage)
 	handle("POST /setup", form(s.handleSetUp))
 	handle("GET /login/{$}", s.handleLoginPage)
@@ -120,7 +130,7 @@ func (s *server) routes() http.Handler {
 	protected.SetDenyHandler(s.handler(func(http.ResponseWriter, *http.Request, visitor) error {
 		return refuse(http.StatusForbidden, "cross_origin")
 	}))
-	return s.secureHeaders(http.StripPrefix(s.base, protected.Handler(mux)))
+	return s.secureHeaders(http.StripPrefix(s.base, s.identified(protected.Handler(mux))))
 }
 
 // secureHeaders also limits the body.
@@ -201,7 +211,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, v visitor, err err
 		err = refuse(http.StatusRequestEntityTooLarge, "too_large")
 	}
 	p := problemOf(err)
-	s.complain(p, "request", "pattern", r.Pattern, "err", err)
+	s.complain(r.Context(), p, "request", "pattern", r.Pattern, "err", err)
 	switch p.status {
 	case http.StatusUnauthorized:
 		w.Header().Set("WWW-Authenticate", "Bearer") // RFC 6750 §3
@@ -221,14 +231,15 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, v visitor, err err
 
 // complain logs what is not the visitor's fault. On a full disk that would be a
 // line for every message, so some is left out.
-func (s *server) complain(p *problem, what string, args ...any) {
+func (s *server) complain(ctx context.Context, p *problem, what string, args ...any) {
 	if p.status >= http.StatusInternalServerError && s.complaints.allow(p.code) {
-		s.log.Error(what, args...)
+		s.log.ErrorContext(ctx, what, args...)
 	}
 }
 
-// sentence puts a problem into words.
+// sentence puts a problem into words, and counts it: who is refused is told so.
 func (s *server) sentence(lang string, p *problem) string {
+	s.refused.add(p.code)
 	return s.words[lang].text("error."+p.code, p.args...)
 }
 
@@ -293,7 +304,7 @@ func (s *server) handleSetUp(w http.ResponseWriter, r *http.Request, v visitor) 
 	if err != nil {
 		return s.show(w, r, v, err, "setup.html", page{Form: formOf(r, setUpKey, "username")})
 	}
-	s.log.Info("administrator created", "user", u.Name)
+	s.log.InfoContext(r.Context(), "administrator created", "user", u.Name)
 	return s.enterAs(w, r, u)
 }
 

@@ -97,6 +97,8 @@ type hooks struct {
 	cancel  context.CancelFunc
 	running sync.WaitGroup // run, of each hook
 
+	outcomes counters // of tries
+
 	mu    sync.Mutex                        // guards pokes, and running against close
 	pokes map[int64]map[int64]chan struct{} // wake the hooks, by room and id; have room for one
 }
@@ -276,6 +278,14 @@ func (h *hooks) deliver(k Hook, e Event) error {
 	status, answer, err := h.post(k, e)
 	if h.ctx.Err() != nil { // we hung up
 		return h.ctx.Err()
+	}
+	switch {
+	case status == 0:
+		h.outcomes.add("unanswered")
+	case status/100 == 2:
+		h.outcomes.add("delivered")
+	default:
+		h.outcomes.add("refused")
 	}
 	d := Delivery{Took: time.Since(began).Milliseconds(), Status: status}
 	if err != nil {

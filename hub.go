@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -37,6 +38,7 @@ type member struct {
 	language string         // of the sentences that it is told
 	address  string         // of the visitor, as Admit counts it
 	peer     string         // of the connection, with its port
+	request  string         // id of the request that it began with
 	asks     sync.WaitGroup // events that it has sent to the store and has no answer for
 
 	place int // index in its room; -1: in none
@@ -62,6 +64,9 @@ var (
 // given reaches every socket of the room through its outbox.
 type Hub struct {
 	maxSockets, maxPerAddress int // 0: no limit
+
+	joins, deliveries atomic.Int64
+	traffic           traffic
 
 	mu        sync.Mutex // guards everything below; nothing blocks under it
 	closed    bool
@@ -138,6 +143,7 @@ func (h *Hub) Add(m *member) error {
 		return errHubClosed
 	}
 	m.slot = len(h.members) % pingSlots
+	m.traffic = &h.traffic
 	h.members[m] = struct{}{}
 	h.sockets.Add(1)
 	return nil
@@ -170,6 +176,7 @@ func (h *Hub) Join(m *member) (last int64, err error) {
 	if h.closed {
 		return 0, errHubClosed
 	}
+	h.joins.Add(1)
 	m.place = len(h.rooms[m.room])
 	h.rooms[m.room] = append(h.rooms[m.room], m)
 	if m.user.ID != 0 {
@@ -300,22 +307,31 @@ func (h *Hub) deliver(members []*member, events []Event) {
 	if len(events) == 0 || len(members) == 0 {
 		return
 	}
-	frames := make(map[*dialect][]byte, 1)
+	type batch struct {
+		frames []byte
+		n      int
+	}
+	batches := make(map[*dialect]batch, 1)
+	delivered := 0
 	for _, m := range members {
 		if m.user.limited() {
-			m.push(m.dialect.frames(slices.DeleteFunc(slices.Clone(events), func(e Event) bool { return !h.sees(m.user, e.Room) })))
+			f, n := m.dialect.frames(slices.DeleteFunc(slices.Clone(events), func(e Event) bool { return !h.sees(m.user, e.Room) }))
+			m.push(f)
+			delivered += n
 			continue
 		}
 		if !h.sees(m.user, events[0].Room) {
 			continue
 		}
-		f, ok := frames[m.dialect]
+		b, ok := batches[m.dialect]
 		if !ok {
-			f = m.dialect.frames(events)
-			frames[m.dialect] = f
+			b.frames, b.n = m.dialect.frames(events)
+			batches[m.dialect] = b
 		}
-		m.push(f)
+		m.push(b.frames)
+		delivered += b.n
 	}
+	h.deliveries.Add(int64(delivered))
 }
 
 // Online returns the names of the users whose presence has been announced, sorted.

@@ -224,7 +224,7 @@ func (s *server) handleInvite(w http.ResponseWriter, r *http.Request, v visitor)
 	case err != nil:
 		return s.show(w, r, v, err, "invite.html", page{Invite: &in, Form: formOf(r, "username")})
 	}
-	s.log.Info("invite used", "invite", in.ID, "kind", in.Kind, "user", u.Name)
+	s.log.InfoContext(r.Context(), "invite used", "invite", in.ID, "kind", in.Kind, "user", u.Name)
 	if in.Kind == inviteReset {
 		s.hub.Drop(func(m *member) bool { return m.user.ID == u.ID })
 	}
@@ -284,7 +284,7 @@ func (s *server) handleRegister(w http.ResponseWriter, r *http.Request, v visito
 	if err != nil {
 		return s.show(w, r, v, err, "invite.html", page{Form: formOf(r, "username")})
 	}
-	s.log.Info("registered", "user", u.Name)
+	s.log.InfoContext(r.Context(), "registered", "user", u.Name)
 	return s.enterAs(w, r, u)
 }
 

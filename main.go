@@ -128,7 +128,7 @@ func version() string {
 // config is what the flags of `chatd` say.
 type config struct {
 	addr, data, url, trust, origins, log string
-	hookAllow                            string
+	hookAllow, debug                     string
 	guests, register                     bool
 	authHeader                           string
 	authCreate                           bool
@@ -157,6 +157,7 @@ func serveFlags(c *config) *flag.FlagSet {
 	f.Float64Var(&c.rate, "rate", 5, "messages per `second` and user, after a burst of four times that; 0: no limit")
 	f.IntVar(&c.maxConns, "max-conns", socketsFor(descriptors()), "open `sockets` at most; 0: no limit")
 	f.IntVar(&c.maxConnsPerAddr, "max-conns-per-addr", 0, "open `sockets` per address at most; 0: no limit")
+	f.StringVar(&c.debug, "debug", "", "serve /metrics, /healthz and profiles on this loopback `host:port`")
 	f.StringVar(&c.log, "log", "text", "`format` of the log, text or json")
 	return f
 }
@@ -229,6 +230,11 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) (err er
 	if err != nil {
 		return err
 	}
+	stopDebug, err := s.startDebug(c.debug)
+	if err != nil {
+		return err
+	}
+	defer stopDebug()
 	listener, err := net.Listen("tcp", c.addr)
 	if err != nil {
 		return err
@@ -274,6 +280,7 @@ func lockData(dir string) (unlock func() error, err error) {
 }
 
 func newServer(c config, store *Store, hub *Hub, log *slog.Logger) (*server, error) {
+	log = slog.New(requestLog{log.Handler()})
 	s := &server{
 		store: store, hub: hub, log: log, pushes: &pusher{store, log, make(chan struct{}, 1)}, guests: c.guests, register: c.register,
 		authHeader: c.authHeader, authCreate: c.authCreate,
@@ -287,6 +294,7 @@ func newServer(c config, store *Store, hub *Hub, log *slog.Logger) (*server, err
 		posts:         newThrottle(burstSeconds*c.rate, c.rate),
 		typing:        newThrottle(burstSeconds, 1),
 		complaints:    newThrottle(10, 0.2),
+		requestTime:   histogram{bounds: secondsBounds},
 	}
 	public, err := parsePublic(c.url)
 	if err != nil {

@@ -15,6 +15,8 @@ import (
 var requests = map[string]string{
 	"GET /{$}":                    "/",
 	"GET /static/{file}":          "/static/chatd.css",
+	"GET /healthz":                "/healthz",
+	"GET /metrics":                "/metrics",
 	"GET /setup":                  "/setup?token=x",
 	"POST /setup":                 "/setup token=x&username=x&password=long+enough",
 	"GET /login/{$}":              "/login/",

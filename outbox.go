@@ -7,6 +7,12 @@ import (
 	"time"
 )
 
+// traffic is what many outboxes have done.
+type traffic struct {
+	sent  atomic.Int64 // bytes
+	drops atomic.Int64 // of what did not fit
+}
+
 // outbox holds what is still to be written to one socket. It is bounded in
 // bytes; frames are shared with other outboxes and never written to. One
 // goroutine writes, and only while there is something to write.
@@ -16,6 +22,7 @@ type outbox struct {
 	last    []byte         // of a stream: what goes out last, as it has no Close frame
 	writers sync.WaitGroup // drain, while it runs
 	writing atomic.Int64   // ticks since when a write has not returned, else 0
+	traffic *traffic       // counts what it does; nil: nobody does
 
 	mu      sync.Mutex // guards the rest
 	pending net.Buffers
@@ -38,6 +45,9 @@ func (o *outbox) push(frames []byte) {
 	case o.size+len(frames) > o.most:
 		o.pending = nil
 		o.end(closeTryLater, "too slow")
+		if o.traffic != nil {
+			o.traffic.drops.Add(1)
+		}
 	default:
 		o.pending = append(o.pending, frames)
 		o.size += len(frames)
@@ -169,10 +179,15 @@ func (o *outbox) drain() {
 func (o *outbox) write(frames net.Buffers) (err error) {
 	o.writing.Store(ticks())
 	defer o.writing.Store(0)
+	n := int64(0)
 	if len(frames) == 1 {
-		_, err = o.conn.Write(frames[0])
+		one, failed := o.conn.Write(frames[0])
+		n, err = int64(one), failed
 	} else {
-		_, err = frames.WriteTo(o.conn) // writev
+		n, err = frames.WriteTo(o.conn) // writev
+	}
+	if o.traffic != nil {
+		o.traffic.sent.Add(n)
 	}
 	return err
 }

@@ -128,7 +128,7 @@ func (s *server) render(w http.ResponseWriter, r *http.Request, v visitor, statu
 	}
 	var b bytes.Buffer
 	if err := s.pages[p.Lang][file].Execute(&b, p); err != nil {
-		s.log.Error("render", "file", file, "err", err)
+		s.log.ErrorContext(r.Context(), "render", "file", file, "err", err)
 		http.Error(w, s.words[p.Lang].text("error.internal"), http.StatusInternalServerError)
 		return nil
 	}

@@ -111,13 +111,17 @@ func (c *Conn) handshake(r *http.Request, protocol string) error {
 		"Sec-Websocket-Key":     {r.Header.Get("Sec-Websocket-Key")},
 	}}
 	var chosen []string
+	var extra http.Header
+	if id := requestID(r.Context()); id != "" {
+		extra = http.Header{requestHeader: {id}}
+	}
 	if hasToken(r.Header, "Sec-Websocket-Protocol", protocol) {
 		chosen = []string{protocol}
 	}
 	var answer bytes.Buffer
 	websocket.Server{ // which keeps these two functions, so they must not know r
 		Handshake: func(config *websocket.Config, _ *http.Request) error {
-			config.Protocol = chosen
+			config.Protocol, config.Header = chosen, extra
 			return nil
 		},
 		Handler: func(ws *websocket.Conn) { c.ws = ws },

@@ -37,6 +37,7 @@ const (
 // ids, and only then answers the callers. So what anybody has seen is on disk,
 // and all see the same order.
 type Store struct {
+	dir         string
 	write, read *sql.DB
 	publish     func([]Event)
 
@@ -48,6 +49,9 @@ type Store struct {
 
 	roomsMu sync.RWMutex
 	rooms   map[string]Room // by key; rooms are never deleted
+
+	stored, commits       counters // of events, by kind, and transactions, by result
+	batchSize, commitTime histogram
 }
 
 // A job is one caller's part of a transaction.
@@ -90,12 +94,16 @@ func OpenStore(dir string, publish func([]Event)) (*Store, error) {
 	read.SetMaxOpenConns(runtime.GOMAXPROCS(0))
 	read.SetMaxIdleConns(runtime.GOMAXPROCS(0))
 	s := &Store{
+		dir:     dir,
 		write:   write,
 		read:    read,
 		publish: publish,
 		queue:   make(chan *job, queueSize),
 		done:    make(chan struct{}),
 		rooms:   make(map[string]Room),
+
+		batchSize:  histogram{bounds: batchBounds},
+		commitTime: histogram{bounds: secondsBounds},
 	}
 	w, err := newWriter(write)
 	if err == nil {
@@ -199,15 +207,23 @@ func (s *Store) commitLoop(w *writer) {
 		for len(batch) < maxBatch && len(s.queue) > 0 {
 			batch = append(batch, <-s.queue)
 		}
+		began, result := time.Now(), "ok"
 		if err := s.commit(w, batch); err != nil {
+			result = "failed"
 			for _, j := range batch {
 				j.err = fmt.Errorf("%w: %w", ErrStorage, err)
 			}
 		}
+		s.commits.add(result)
+		s.commitTime.observe(time.Since(began).Seconds())
+		s.batchSize.observe(float64(len(batch)))
 		events = events[:0]
 		for _, j := range batch {
 			if j.err == nil && j.event.Kind != "" && !j.event.Again {
 				events = append(events, j.event)
+				if j.event.ID != 0 {
+					s.stored.add(string(j.event.Kind))
+				}
 			}
 			if j.err == nil {
 				events = append(events, j.news...)

@@ -34,7 +34,7 @@ func (s *server) watchOthers(ctx context.Context) {
 			err = s.dropEnded()
 		}
 		if err != nil {
-			s.complain(problemOf(err), "watch", "err", err)
+			s.complain(ctx, problemOf(err), "watch", "err", err)
 			continue // and look again
 		}
 		seen = version

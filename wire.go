@@ -78,19 +78,21 @@ type dialect struct {
 	contentType string
 }
 
-// frames returns events as they go over the wire, one after the other.
-func (d *dialect) frames(events []Event) []byte {
-	var frames []byte
+// frames returns events as they go over the wire, one after the other, and how many
+// of them this dialect shows.
+func (d *dialect) frames(events []Event) (frames []byte, n int) {
 	for _, e := range events {
 		switch payload := d.encode(e); {
 		case payload == nil:
+			n--
 		case d.stream:
 			frames = append(frames, payload...)
 		default:
 			frames = appendFrame(frames, opText, payload)
 		}
+		n++
 	}
-	return frames
+	return frames, n
 }
 
 var (
