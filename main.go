@@ -52,6 +52,7 @@ const usage = `chatd is a team-chat daemon: one binary, one data directory.
   chatd tail ROOM [-n 10] [-json]    print what was and is said in a room
   chatd say ROOM [TEXT...]           say it, or each line of standard input
   chatd chat ROOM                    both
+  chatd nginx -url URL [-addr ADDR]  print the configuration of an nginx in front of it
   chatd version
   chatd help
 
@@ -93,6 +94,8 @@ func run(ctx context.Context, args []string, stdin *os.File, stdout, stderr io.W
 		return token(args, stdout)
 	case "tail", "say", "chat":
 		return runClient(ctx, command, args, stdin, stdout, stderr)
+	case "nginx":
+		return nginx(args, stdout)
 	case "version":
 		fmt.Fprintln(stdout, version())
 		return nil
