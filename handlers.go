@@ -35,6 +35,7 @@ type server struct {
 	pushes *pusher
 	hooks  *hooks
 
+	data          string         // directory
 	public        string         // URL, "" for that of the listener
 	base          string         // path that everything lives under, without final slash
 	secure        bool           // the public URL is https
@@ -114,6 +115,12 @@ func (s *server) routes() http.Handler {
 	tokened("GET /ws/push/{room}", scopeRead, s.roomSocket(dialectPush, parseNothing))
 	tokened("GET /ws/{room}/{$}", "", s.roomSocket(dialectPlain, parsePlain))
 	tokened("GET /room/{room}/{$}", "", s.roomSocket(dialectPlain, parsePlain))
+
+	tokened("GET /doctor/{token}", "", s.handleDoctor)
+	tokened("GET /chat/doctor/{token}", "", s.handleDoctor)
+	tokened("POST /chat/doctor/{token}", "", s.handleDoctor)
+	tokened("GET /ws/doctor/{token}", "", s.handleDoctor)
+
 	tokened("GET /", "", func(http.ResponseWriter, *http.Request, visitor) error { return ErrNotFound })
 
 	protected := http.NewCrossOriginProtection()

@@ -53,6 +53,7 @@ const usage = `chatd is a team-chat daemon: one binary, one data directory.
   chatd say ROOM [TEXT...]           say it, or each line of standard input
   chatd chat ROOM                    both
   chatd nginx -url URL [-addr ADDR]  print the configuration of an nginx in front of it
+  chatd doctor -url URL              find what is wrong with the set-up, on the server itself
   chatd version
   chatd help
 
@@ -62,6 +63,10 @@ it if that is a terminal. A link is good for -days 7 and -uses 1, and begins wit
 read, post or both, may have a -label, and works for ever or so many -days. All
 find the data with -data, and work while chatd runs.
 
+doctor calls the public URL, through the proxy, and says which line of whose
+configuration is wrong. It has to see the data: -data, and -addr as chatd has it. With
+-insecure it takes any certificate; -quick does without -idle 70s of silence.
+
 tail, say and chat work from anywhere: -url, or CHATD_URL, says where chatd is. They
 come in by the token in CHATD_TOKEN, or in the file that -token-file names.
 
@@ -69,6 +74,7 @@ Flags:
 `
 
 func main() {
+	syscall.Umask(0o077) // what we keep is for nobody else
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal kills
 	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr); err != nil {
@@ -94,6 +100,12 @@ func run(ctx context.Context, args []string, stdin *os.File, stdout, stderr io.W
 		return token(args, stdout)
 	case "tail", "say", "chat":
 		return runClient(ctx, command, args, stdin, stdout, stderr)
+	case "doctor":
+		d, err := newDoctor(args, stdout)
+		if err != nil {
+			return err
+		}
+		return d.visit(ctx)
 	case "nginx":
 		return nginx(args, stdout)
 	case "version":
@@ -282,7 +294,7 @@ func newServer(c config, store *Store, hub *Hub, log *slog.Logger) (*server, err
 	if err != nil {
 		return nil, err
 	}
-	s.public = strings.TrimSuffix(c.url, "/")
+	s.data, s.public = c.data, strings.TrimSuffix(c.url, "/")
 	s.base, s.secure = strings.TrimSuffix(public.Path, "/"), public.Scheme == "https"
 	if strings.ContainsAny(c.authHeader, " :=") {
 		return nil, fmt.Errorf("-auth-header: %q is not like Remote-User", c.authHeader)

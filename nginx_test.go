@@ -47,7 +47,8 @@ http {
 
 // startNginx starts it for a chatd that listens on addr, under the path base. It
 // inherits its sockets, so that it need not have started when the first client comes.
-func startNginx(t *testing.T, base, addr string) *front {
+// Edits are what is in the configuration, and what is to be there instead.
+func startNginx(t *testing.T, base, addr string, edits ...string) *front {
 	t.Helper()
 	if _, err := exec.LookPath("nginx"); err != nil {
 		need(t, "nginx is not installed")
@@ -64,6 +65,7 @@ func startNginx(t *testing.T, base, addr string) *front {
 	text = strings.Replace(text, "listen 80;", "listen "+plain+";", 1)
 	text = regexp.MustCompile(`listen \d+ ssl`).ReplaceAllString(text, "listen "+secure+" ssl")
 	text = regexp.MustCompile(`/etc/letsencrypt/live/[^/]*/`).ReplaceAllString(text, "")
+	text = strings.NewReplacer(edits...).Replace(text)
 	for name, content := range map[string]string{"nginx.conf": nginxMain, "chatd.conf": text} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
