@@ -135,8 +135,7 @@ func streamAfter(w http.ResponseWriter, idle string) error {
 
 // doctor is one visit.
 type doctor struct {
-	url        *url.URL
-	base       string // path of url, without final slash
+	url        *url.URL // without final slash
 	data, addr string
 	insecure   bool
 	idle       time.Duration
@@ -170,13 +169,12 @@ func newDoctor(args []string, stdout io.Writer) (d *doctor, err error) {
 	if err != nil {
 		return nil, err
 	}
-	d.base = d.url.Path
-	d.client = d.clientOver(func(ctx context.Context, network, addr string) (net.Conn, error) { return d.dial(ctx, network, addr) })
+	d.client = clientOver(func(ctx context.Context, network, addr string) (net.Conn, error) { return d.dial(ctx, network, addr) })
 	return d, nil
 }
 
 // clientOver follows no redirects. It takes any certificate, as that is judged apart.
-func (d *doctor) clientOver(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *http.Client {
+func clientOver(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *http.Client {
 	return &http.Client{
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{
@@ -236,11 +234,13 @@ func (d *doctor) enter() (leave func(), err error) {
 	return func() { os.Remove(path) }, nil
 }
 
-// judge prints what was found, and, unless it is good, what would make it so.
-func (d *doctor) judge(good bool, what, found, cure string) bool {
+// judge prints what was found, and, unless it is good and there is no error, the cure.
+func (d *doctor) judge(what string, good bool, err error, found, cure string) bool {
 	d.checks++
-	found = strings.TrimSpace(found)
-	if good {
+	if err != nil {
+		found = fmt.Sprintf("%s (%v)", found, err)
+	}
+	if good = good && err == nil; good {
 		fmt.Fprintf(d.stdout, "ok     %s: %s\n", what, found)
 	} else {
 		d.wrong++
@@ -251,7 +251,7 @@ func (d *doctor) judge(good bool, what, found, cure string) bool {
 
 // nginx is a cure.
 func (d *doctor) nginx(path, line string) string {
-	return fmt.Sprintf("in nginx.conf, location of %s%s: %s", d.base, path, line)
+	return fmt.Sprintf("in nginx.conf, location of %s%s: %s", d.url.Path, path, line)
 }
 
 // origins is nginx, unless chatd has taken the request for one of another site's page.
@@ -262,21 +262,22 @@ func (d *doctor) origins(res *http.Response, path, line string) string {
 	return d.nginx(path, line)
 }
 
+func (d *doctor) server(line string) string {
+	return fmt.Sprintf("in nginx.conf, server %s: %s", d.url.Hostname(), line)
+}
+
 func started(line string) string { return "in chatd.service, ExecStart: " + line }
 
 // checkData looks at what is on the disk.
 func (d *doctor) checkData() {
-	dir, owner, open, others := d.data, -1, 0, 0
-	err := filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+	owner, open, others := -1, 0, 0
+	err := filepath.WalkDir(d.data, func(_ string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
 		info, err := e.Info()
-		if errors.Is(err, fs.ErrNotExist) { // any more
-			return nil
-		}
 		if err != nil {
-			return err
+			return nil // it is not there any more
 		}
 		if info.Mode().Perm()&0o077 != 0 {
 			open++
@@ -290,38 +291,29 @@ func (d *doctor) checkData() {
 		}
 		return nil
 	})
-	d.judge(err == nil && open == 0, "data", fmt.Sprintf("%d of the files in %s are open to others %s", open, dir, orEmpty(err)), "chmod -R go= "+dir)
-	d.judge(others == 0, "owner", fmt.Sprintf("%s belongs to user %d, and %d of the files in it to others", dir, owner, others), fmt.Sprintf("chown -R %d %s", owner, dir))
+	d.judge("data", open == 0, err, fmt.Sprintf("%s has %d files open to other users", d.data, open), "chmod -R go= "+d.data)
+	d.judge("owner", others == 0, nil, fmt.Sprintf("%s is user %d's, and has %d files of others", d.data, owner, others), fmt.Sprintf("chown -R %d %s", owner, d.data))
 
 	version := 0
-	db, err := sql.Open("sqlite", "file:"+filepath.Join(dir, "chatd.db")+"?mode=ro")
+	db, err := sql.Open("sqlite", "file:"+filepath.Join(d.data, "chatd.db")+"?mode=ro")
 	if err == nil {
 		err = db.QueryRow("PRAGMA user_version").Scan(&version)
 		db.Close()
 	}
-	d.judge(err == nil && version == len(migrations)+1, "database", fmt.Sprintf("it has version %d, this chatd's is %d %s", version, len(migrations)+1, orEmpty(err)),
-		"systemctl restart chatd, after you have installed this chatd")
+	d.judge("database", version == len(migrations)+1, err, fmt.Sprintf("has version %d, of %d", version, len(migrations)+1), "systemctl restart chatd")
 
 	var disk syscall.Statfs_t
-	err = syscall.Statfs(dir, &disk)
+	err = syscall.Statfs(d.data, &disk)
 	free := uint64(disk.Bavail) * uint64(disk.Bsize)
-	d.judge(err == nil && free >= leastDisk, "disk", fmt.Sprintf("%d MiB free for %s %s", free>>20, dir, orEmpty(err)), fmt.Sprintf("make room: %d MiB at least", leastDisk>>20))
+	d.judge("disk", free >= leastDisk, err, fmt.Sprintf("%d MiB are free", free>>20), fmt.Sprintf("make room for %d MiB at least", leastDisk>>20))
 
-	text, err := os.ReadFile(filepath.Join(dir, "last-backup"))
-	last, perr := time.Parse(time.RFC3339, strings.TrimSpace(string(text)))
-	found := "there is none"
-	if err == nil && perr == nil {
-		found = fmt.Sprintf("the last one is %v old", time.Since(last).Round(time.Minute))
-	}
-	d.judge(time.Since(last) < backupLife, "backup", found, "in /etc/cron.d/chatd: 0 3 * * * root chatd backup -f -data "+dir+" /var/backups/chatd.db")
-}
-
-// orEmpty is what follows what was found, if that is an error.
-func orEmpty(err error) string {
+	var last time.Time
+	text, err := os.ReadFile(filepath.Join(d.data, "last-backup"))
 	if err == nil {
-		return ""
+		last, err = time.Parse(time.RFC3339, strings.TrimSpace(string(text)))
 	}
-	return "(" + err.Error() + ")"
+	d.judge("backup", time.Since(last) < backupLife, err, "the last one is of "+last.Format(time.DateTime),
+		"in /etc/cron.d/chatd: 0 3 * * * root chatd backup -f -data "+d.data+" /var/backups/chatd.db")
 }
 
 // checkProcess asks chatd itself, past the proxy.
@@ -330,38 +322,31 @@ func (d *doctor) checkProcess(ctx context.Context) {
 	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
 		network, addr = "unix", path
 	}
-	c := d.clientOver(func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{Timeout: answerWait}).DialContext(ctx, network, addr)
+	c := clientOver(func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, addr)
 	})
-	_, seen, err := d.see(ctx, c, http.MethodGet, "http://"+d.url.Host+d.base+"/doctor/"+d.token, nil, 0)
-	if !d.judge(err == nil, "chatd", fmt.Sprintf("asked at %s %s", d.addr, orEmpty(err)), started(fmt.Sprintf("-addr %s -data %s -url %s, as the user whom that belongs to", d.addr, d.data, d.url))) {
-		return
+	_, seen, err := d.see(ctx, c, "http://"+d.url.Host+d.url.Path+"/doctor/"+d.token, nil, 0)
+	if d.judge("chatd", true, err, "is at "+d.addr, started(fmt.Sprintf("-addr %s -data %s -url %s, as the user whom that belongs to", d.addr, d.data, d.url))) {
+		d.judge("url", seen.URL == d.url.String(), nil, fmt.Sprintf("chatd has -url %q", seen.URL), started("-url "+d.url.String()))
+		d.judge("descriptors", seen.MaxConns <= socketsFor(seen.Descriptors), nil, fmt.Sprintf("%d for -max-conns %d", seen.Descriptors, seen.MaxConns),
+			fmt.Sprintf("in chatd.service: LimitNOFILE=%d", seen.MaxConns+spareDescriptors))
 	}
-	d.judge(seen.URL == d.url.String(), "url", fmt.Sprintf("-url is %q", seen.URL), started("-url "+d.url.String()))
-	d.judge(seen.MaxConns <= socketsFor(seen.Descriptors), "descriptors", fmt.Sprintf("%d for -max-conns %d", seen.Descriptors, seen.MaxConns),
-		fmt.Sprintf("in chatd.service: LimitNOFILE=%d", seen.MaxConns+spareDescriptors))
 }
 
 // checkName follows the URL's name to a server, and reports whether one answers.
-func (d *doctor) checkName(ctx context.Context) bool {
-	host, port := d.url.Hostname(), d.url.Port()
-	if port == "" {
-		port = d.url.Scheme // its name is as good
-	}
+func (d *doctor) checkName(ctx context.Context) (reached bool) {
+	host, port := d.url.Hostname(), cmp.Or(d.url.Port(), d.url.Scheme) // whose name is as good
 	addresses, err := net.DefaultResolver.LookupHost(ctx, host)
-	if !d.judge(err == nil, "dns", fmt.Sprintf("%s is %s %s", host, strings.Join(addresses, ", "), orEmpty(err)), "at whom you rent the name from: "+host+" A, and the address of this server") {
-		return false
-	}
-	reached := false
+	d.judge("dns", true, err, host+" is "+strings.Join(addresses, ", "), "at whom you rent the name from: A and AAAA with the addresses of this server")
 	for _, a := range addresses {
 		conn, err := d.dial(ctx, "tcp", net.JoinHostPort(a, port))
-		if d.judge(err == nil, "connect", fmt.Sprintf("to %s, port %s %s", a, port, orEmpty(err)), fmt.Sprintf("in nginx.conf, server %s: listen, for IPv4 and IPv6; and let port %s through the firewall", host, port)) {
-			reached = true
+		if d.judge("connect", true, err, a+", port "+port, d.server("listen "+port+" ssl; listen [::]:"+port+" ssl; and let that through the firewall")) {
 			conn.Close()
+			reached = true
 		}
 	}
 	if d.url.Scheme != "https" {
-		d.judge(false, "tls", "there is none", "chatd nginx -url https://"+d.url.Host+d.base)
+		d.judge("tls", false, nil, "there is none", "chatd nginx -url https://"+d.url.Host+d.url.Path)
 		return reached
 	}
 	if reached = reached && d.checkCertificate(ctx, net.JoinHostPort(host, port)); reached {
@@ -379,7 +364,7 @@ func (d *doctor) checkCertificate(ctx context.Context, addr string) bool {
 		conn = tls.Client(conn, &tls.Config{ServerName: host, InsecureSkipVerify: true}) // it is judged below
 		err = conn.(*tls.Conn).HandshakeContext(ctx)
 	}
-	if !d.judge(err == nil, "tls", fmt.Sprintf("a handshake with %s %s", addr, orEmpty(err)), fmt.Sprintf("in nginx.conf, server %s: listen %s ssl;", host, d.url.Port())) {
+	if !d.judge("tls", true, err, "at "+addr, d.server("listen 443 ssl;")) {
 		return false
 	}
 	chain := conn.(*tls.Conn).ConnectionState().PeerCertificates
@@ -387,46 +372,46 @@ func (d *doctor) checkCertificate(ctx context.Context, addr string) bool {
 	for _, c := range chain[1:] {
 		between.AddCert(c)
 	}
-	_, err = chain[0].Verify(x509.VerifyOptions{DNSName: host, Intermediates: between})
 	days := int(time.Until(chain[0].NotAfter).Hours() / 24)
-	cure := "certbot renew; systemctl reload nginx"
-	if err != nil {
-		cure = fmt.Sprintf("certbot certonly --nginx -d %s; in nginx.conf, server %s: ssl_certificate /etc/letsencrypt/live/%s/fullchain.pem;", host, host, host)
+	found, cure := fmt.Sprintf("is good for %d days", days), "certbot renew && systemctl reload nginx"
+	if _, err = chain[0].Verify(x509.VerifyOptions{DNSName: host, Intermediates: between}); err != nil {
+		found += ", " + err.Error()
+		cure = "certbot certonly --nginx -d " + host + "; " + d.server("ssl_certificate /etc/letsencrypt/live/"+host+"/fullchain.pem;")
 	}
-	d.judge(d.insecure || err == nil && days >= leastDays, "certificate", fmt.Sprintf("valid for %d days %s", days, orEmpty(err)), cure)
+	d.judge("certificate", d.insecure || err == nil && days >= leastDays, nil, found, cure)
 	return true
 }
 
 func (d *doctor) checkRedirect(ctx context.Context) {
-	res, err := d.ask(ctx, d.client, http.MethodGet, "http://"+d.url.Hostname()+d.base+"/login/", nil, 0)
-	found := fmt.Sprintf("http does not lead to https %s", orEmpty(err))
+	status, to := "", ""
+	res, err := d.ask(ctx, d.client, "http://"+d.url.Hostname()+d.url.Path+"/login/", nil, 0)
 	if err == nil {
 		res.Body.Close()
-		found = fmt.Sprintf("http is answered with %s to %q", res.Status, res.Header.Get("Location"))
+		status, to = res.Status, res.Header.Get("Location")
 	}
-	d.judge(err == nil && res.StatusCode/100 == 3 && strings.HasPrefix(res.Header.Get("Location"), d.url.String()+"/login/"), "redirect", found,
-		fmt.Sprintf("in nginx.conf, server %s, listen 80: return 301 https://%s$request_uri;", d.url.Hostname(), d.url.Host))
+	d.judge("redirect", strings.HasPrefix(status, "3") && to == d.url.String()+"/login/", err,
+		fmt.Sprintf("http is answered with %s %s", status, to), d.server("listen 80; return 301 https://"+d.url.Host+"$request_uri;"))
 }
 
-// ask sends a request with headers that visitors could forge, and those of header,
-// and a body of so many bytes.
-func (d *doctor) ask(ctx context.Context, c *http.Client, method, url string, header http.Header, size int) (*http.Response, error) {
+// ask sends headers that visitors could forge, and those of header, and posts so many bytes, if any.
+func (d *doctor) ask(ctx context.Context, c *http.Client, url string, header http.Header, size int) (*http.Response, error) {
+	method := http.MethodGet
+	if size > 0 {
+		method = http.MethodPost
+	}
 	r, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(strings.Repeat("x", size)))
 	if err != nil {
 		return nil, err
 	}
 	r.Header = http.Header{"Accept": {"application/json"}, "X-Forwarded-For": {forgedAddress}, "X-Forwarded-Proto": {"forged"}}
-	if size > 0 {
-		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	}
 	maps.Copy(r.Header, header)
 	return c.Do(r)
 }
 
 // see is ask, and what chatd has seen of it. The error says what else was answered;
 // then there may be a response, without its body.
-func (d *doctor) see(ctx context.Context, c *http.Client, method, url string, header http.Header, size int) (res *http.Response, seen findings, err error) {
-	if res, err = d.ask(ctx, c, method, url, header, size); err != nil {
+func (d *doctor) see(ctx context.Context, c *http.Client, url string, header http.Header, size int) (res *http.Response, seen findings, err error) {
+	if res, err = d.ask(ctx, c, url, header, size); err != nil {
 		return nil, seen, err
 	}
 	defer res.Body.Close()
@@ -446,72 +431,63 @@ func (d *doctor) at(prefix string) string { return d.url.String() + prefix + "/d
 // checkAnswer finds out whether it is this chatd that answers, and then what has
 // arrived of the request and of the answer.
 func (d *doctor) checkAnswer(ctx context.Context) bool {
-	res, seen, err := d.see(ctx, d.client, http.MethodGet, d.at(""), nil, 0)
-	found, line := fmt.Sprintf("at %s %s", d.url, orEmpty(err)), "proxy_pass http://"+d.addr+";"
+	res, seen, err := d.see(ctx, d.client, d.at(""), nil, 0)
+	found, line := "at "+d.url.String(), "proxy_pass http://"+d.addr+";"
 	if err != nil && res != nil && res.Header.Get("Content-Security-Policy") != "" {
-		line += " with no path after it"
-		if found = fmt.Sprintf("a chatd answers at %s, but another one, or to another path", d.url); d.base != "" {
-			if _, _, err := d.see(ctx, d.client, http.MethodGet, d.url.String()+d.base+"/doctor/"+d.token, nil, 0); err == nil {
-				found = "of the path " + d.base + " is cut off"
-			}
+		found, line = "another chatd, or to another path", line+" with no path after it"
+		if _, _, err := d.see(ctx, d.client, d.url.String()+d.url.Path+"/doctor/"+d.token, nil, 0); err == nil {
+			found = "of the path " + d.url.Path + " is cut off"
 		}
 	}
-	if !d.judge(err == nil, "answer", found, d.nginx("/", line)) {
+	if !d.judge("answer", true, err, found, d.nginx("/", line)) {
 		return false
 	}
 	d.checkRequest(seen)
 	d.checkResponse(res, seen)
-	_, again, err := d.see(ctx, d.client, http.MethodGet, d.at(""), nil, 0)
-	d.judge(err == nil && again.ID != seen.ID, "cache", fmt.Sprintf("the second answer is the first one: %v %s", again.ID == seen.ID, orEmpty(err)), d.nginx("/", "proxy_cache off;"))
+	_, again, err := d.see(ctx, d.client, d.at(""), nil, 0)
+	d.judge("cache", again.ID != seen.ID, err, fmt.Sprintf("the second answer is the first one: %v", again.ID == seen.ID), d.nginx("/", "proxy_cache off;"))
 	return true
 }
 
 func (d *doctor) checkRequest(seen findings) {
-	forwarded := seen.Header["X-Forwarded-For"]
+	proto, forwarded := seen.Header["X-Forwarded-Proto"], seen.Header["X-Forwarded-For"]
 	hops := strings.Split(strings.Join(forwarded, ","), ",")
-	set := "proxy_set_header "
-	for _, c := range []struct {
-		good              bool
-		what, found, cure string
-	}{
-		{seen.Proto == "HTTP/1.1", "http version", "chatd is asked with " + seen.Proto, d.nginx("/", "proxy_http_version 1.1;")},
-		{seen.Host == d.url.Host, "host", fmt.Sprintf("Host arrives as %q", seen.Host), d.nginx("/", set+"Host $http_host;")},
-		{slices.Equal(seen.Header["X-Forwarded-Proto"], []string{d.url.Scheme}), "forwarded proto",
-			fmt.Sprintf("X-Forwarded-Proto arrives as %q", seen.Header["X-Forwarded-Proto"]), d.nginx("/", set+"X-Forwarded-Proto $scheme;")},
-		{hops[len(hops)-1] != "" && strings.TrimSpace(hops[len(hops)-1]) != forgedAddress, "forwarded for",
-			fmt.Sprintf("X-Forwarded-For arrives as %q, where a visitor has said %s", forwarded, forgedAddress), d.nginx("/", set+"X-Forwarded-For $remote_addr;")},
-		{seen.Believed, "trust", fmt.Sprintf("X-Forwarded-For from %s is believed: %v", seen.Peer, seen.Believed), started("-trust with the address in " + seen.Peer)},
-	} {
-		d.judge(c.good, c.what, c.found, c.cure)
-	}
+	last := strings.TrimSpace(hops[len(hops)-1])
+	set := func(line string) string { return d.nginx("/", "proxy_set_header "+line+";") }
+	d.judge("http", seen.Proto == "HTTP/1.1", nil, "chatd is asked with "+seen.Proto, d.nginx("/", "proxy_http_version 1.1;"))
+	d.judge("host", seen.Host == d.url.Host, nil, fmt.Sprintf("Host arrives as %q", seen.Host), set("Host $http_host"))
+	d.judge("proto", slices.Equal(proto, []string{d.url.Scheme}), nil, fmt.Sprintf("X-Forwarded-Proto arrives as %q", proto), set("X-Forwarded-Proto $scheme"))
+	d.judge("address", last != "" && last != forgedAddress, nil, fmt.Sprintf("X-Forwarded-For arrives as %q, where a visitor says %s", forwarded, forgedAddress), set("X-Forwarded-For $remote_addr"))
+	d.judge("trust", seen.Believed, nil, fmt.Sprintf("X-Forwarded-For from %s is believed: %v", seen.Peer, seen.Believed), started("-trust with the address in "+seen.Peer))
 }
 
 func (d *doctor) checkResponse(res *http.Response, seen findings) {
 	for _, name := range slices.Sorted(maps.Keys(seen.Sent)) {
-		line := fmt.Sprintf("take out proxy_hide_header and add_header of %s", name)
+		line, got, sent := "take out proxy_hide_header and add_header of "+name, res.Header[name], seen.Sent[name]
 		if name == "Set-Cookie" {
 			line = "take out proxy_cookie_path, proxy_cookie_domain and proxy_cookie_flags"
 		}
-		got := res.Header[name]
-		if slices.Equal(got, seen.Sent[name]) {
-			d.judge(true, "header", name+" arrives", "")
-		} else {
-			d.judge(false, "header", fmt.Sprintf("%s arrives as %q, chatd sends %q", name, got, seen.Sent[name]), d.nginx("/", line))
+		found := name + " arrives"
+		good := slices.Equal(got, sent)
+		if !good {
+			found = fmt.Sprintf("%s as %q, where chatd says %q", found, got, sent)
 		}
+		d.judge("header", good, nil, found, d.nginx("/", line))
 	}
 	date, err := http.ParseTime(res.Header.Get("Date"))
-	off := time.Until(date).Round(time.Second)
-	d.judge(err == nil && off.Abs() <= clockWithin, "clock", fmt.Sprintf("that of %s is ahead by %v %s", d.url.Host, off, orEmpty(err)), "timedatectl set-ntp true")
+	ahead := time.Until(date).Round(time.Second)
+	d.judge("clock", ahead.Abs() <= clockWithin, err, fmt.Sprintf("that of %s is ahead by %v", d.url.Host, ahead), "timedatectl set-ntp true")
 }
 
 // checkBodies sends as much as forms and GitHub may.
 func (d *doctor) checkBodies(ctx context.Context) {
-	for _, body := range []struct {
-		size   int
-		header http.Header
-	}{{maxBody, nil}, {maxPayload, http.Header{"X-Github-Event": {"ping"}}}} {
-		res, seen, err := d.see(ctx, d.client, http.MethodPost, d.at("/chat"), body.header, body.size)
-		d.judge(err == nil && seen.Body == int64(body.size), "body", fmt.Sprintf("of %d KiB %s", body.size>>10, orEmpty(err)), d.origins(res, "/chat/", "client_max_body_size 1m;"))
+	for _, size := range []int{maxBody, maxPayload} {
+		header := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
+		if size == maxPayload {
+			header = http.Header{"X-Github-Event": {"ping"}}
+		}
+		res, seen, err := d.see(ctx, d.client, d.at("/chat"), header, size)
+		d.judge("body", seen.Body == int64(size), err, fmt.Sprintf("of %d KiB", size>>10), d.origins(res, "/chat/", "client_max_body_size 1m;"))
 	}
 }
 
@@ -522,49 +498,47 @@ func (d *doctor) checkSockets(ctx context.Context) io.ReadWriteCloser {
 		"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Origin": {origin},
 		"Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="},
 	}
-	_, seen, err := d.see(ctx, d.client, http.MethodGet, d.at("/ws"), http.Header{"Origin": {origin}}, 0)
-	d.judge(err == nil && slices.Equal(seen.Header["Origin"], []string{origin}), "origin",
-		fmt.Sprintf("Origin arrives as %q %s", seen.Header["Origin"], orEmpty(err)), d.nginx("/ws", "proxy_set_header Origin $http_origin;"))
-
-	res, err := d.ask(ctx, d.client, http.MethodGet, d.at("/ws"), upgrade, 0)
-	if err != nil {
-		d.judge(false, "sockets", err.Error(), d.nginx("/ws", "proxy_pass http://"+d.addr+";"))
-		return nil
-	}
-	if res.StatusCode != http.StatusSwitchingProtocols {
-		d.checkUpgrade(res)
+	_, seen, err := d.see(ctx, d.client, d.at("/ws"), http.Header{"Origin": {origin}}, 0)
+	d.judge("origin", slices.Equal(seen.Header["Origin"], []string{origin}), err, fmt.Sprintf("Origin arrives as %q", seen.Header["Origin"]),
+		d.nginx("/ws", "proxy_set_header Origin $http_origin;"))
+	res, err := d.ask(ctx, d.client, d.at("/ws"), upgrade, 0)
+	if err != nil || res.StatusCode != http.StatusSwitchingProtocols {
+		d.checkUpgrade(res, err)
 		return nil
 	}
 	socket := res.Body.(io.ReadWriteCloser)
-	d.judge(saysBack(socket), "sockets", "one says back what it is told", d.nginx("/ws", "proxy_pass http://"+d.addr+";"))
-	// Those of the tutorials, for whom nobody has an account here. since=x is what is
-	// wrong after all that may be wrong with a handshake.
+	d.judge("sockets", saysBack(socket), nil, "one is open", d.nginx("/ws", "proxy_pass http://"+d.addr+";"))
+	// Where people talk nobody has an account for us. With since=x what is wrong is
+	// found after all that may be wrong with an upgrade.
 	for _, path := range []string{"/ws", "/ws/chat/lobby/?since=x", "/room/lobby/?since=x", "/chat/"} {
-		res, err := d.ask(ctx, d.client, http.MethodGet, d.url.String()+path, upgrade, 0)
-		found, good := fmt.Sprintf("the upgrade at %s %s", path, orEmpty(err)), false
+		status := 0
+		res, err := d.ask(ctx, d.client, d.url.String()+path, upgrade, 0)
 		if err == nil {
 			res.Body.Close()
-			good = res.StatusCode == http.StatusUnauthorized || res.StatusCode == http.StatusBadRequest
-			found += "is answered with " + res.Status
+			status = res.StatusCode
 		}
 		path, _, _ = strings.Cut(path, "?")
-		d.judge(good, "sockets", found, d.origins(res, path, "proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $chatd_connection;"))
+		d.judge("sockets", status == http.StatusUnauthorized || status == http.StatusBadRequest, err, fmt.Sprintf("an upgrade at %s is answered with %d", path, status),
+			d.origins(res, path, "proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $chatd_connection;"))
 	}
 	return socket
 }
 
-// checkUpgrade says what is missing in a request for a socket that chatd takes for none.
-func (d *doctor) checkUpgrade(res *http.Response) {
+// checkUpgrade says why a request for a socket is answered with something else.
+func (d *doctor) checkUpgrade(res *http.Response, err error) {
 	var seen findings
-	err := json.NewDecoder(res.Body).Decode(&seen)
-	res.Body.Close()
-	if err != nil || seen.ID == "" {
-		d.judge(false, "sockets", "answered with "+res.Status, d.nginx("/ws", "proxy_pass http://"+d.addr+";"))
+	status := ""
+	if err == nil {
+		status = res.Status
+		err = json.NewDecoder(res.Body).Decode(&seen)
+		res.Body.Close()
+	}
+	if !d.judge("sockets", seen.ID != "", err, "chatd says what is wrong with an upgrade: "+status, d.nginx("/ws", "proxy_pass http://"+d.addr+";")) {
 		return
 	}
-	d.judge(seen.Proto == "HTTP/1.1", "sockets", "chatd is asked with "+seen.Proto, d.nginx("/ws", "proxy_http_version 1.1;"))
+	d.judge("sockets", seen.Proto == "HTTP/1.1", nil, "one is asked for with "+seen.Proto, d.nginx("/ws", "proxy_http_version 1.1;"))
 	for _, c := range []struct{ name, token, value string }{{"Upgrade", "websocket", "$http_upgrade"}, {"Connection", "upgrade", "$chatd_connection"}} {
-		d.judge(hasToken(seen.Header, c.name, c.token), "sockets", fmt.Sprintf("%s arrives as %q", c.name, seen.Header[c.name]),
+		d.judge("sockets", hasToken(seen.Header, c.name, c.token), nil, fmt.Sprintf("%s arrives as %q", c.name, seen.Header[c.name]),
 			d.nginx("/ws", "proxy_set_header "+c.name+" "+c.value+";"))
 	}
 }
@@ -585,20 +559,22 @@ func arrives(r io.ReadCloser, expected []byte) bool {
 
 // checkStream opens one, and returns it if that works.
 func (d *doctor) checkStream(ctx context.Context) io.ReadCloser {
-	res, err := d.ask(ctx, d.client, http.MethodGet, d.at("/chat")+"?idle="+d.idle.String(),
-		http.Header{"Accept": {dialectSSE.contentType}, "Accept-Encoding": {"gzip"}}, 0)
+	res, err := d.ask(ctx, d.client, d.at("/chat")+"?idle="+d.idle.String(), http.Header{"Accept": {dialectSSE.contentType}, "Accept-Encoding": {"gzip"}}, 0)
+	prompt, encoding := false, ""
+	if err == nil {
+		prompt, encoding = arrives(res.Body, dialectSSE.idle), res.Header.Get("Content-Encoding")
+	}
+	d.judge("stream", encoding == "", nil, fmt.Sprintf("arrives with encoding %q", encoding), d.nginx("/chat/", "gzip off;"))
+	if encoding == "" {
+		d.judge("stream", prompt, err, fmt.Sprintf("what is said arrives at once: %v", prompt), d.nginx("/chat/", "proxy_buffering off;"))
+	}
 	if err != nil {
-		d.judge(false, "stream", err.Error(), d.nginx("/chat/", "proxy_buffering off;"))
 		return nil
 	}
-	encoding := res.Header.Get("Content-Encoding")
-	found := fmt.Sprintf("answered with %s %s", res.Status, encoding)
-	if !d.judge(res.StatusCode == http.StatusOK && encoding == "", "stream", found, d.nginx("/chat/", "gzip off;")) {
+	if !prompt {
 		res.Body.Close()
 		return nil
 	}
-	prompt := arrives(res.Body, dialectSSE.idle)
-	d.judge(prompt, "stream", fmt.Sprintf("what is said arrives at once: %v", prompt), d.nginx("/chat/", "proxy_buffering off;"))
 	return res.Body
 }
 
@@ -624,6 +600,6 @@ func (d *doctor) checkLong(ctx context.Context) {
 		good       bool
 		what, path string
 	}{{socket == nil || saysBack(socket), "socket", "/ws"}, {stream == nil || arrives(stream, dialectSSE.idle), "stream", "/chat/"}} {
-		d.judge(c.good, "idle", fmt.Sprintf("the %s still works: %v", c.what, c.good), d.nginx(c.path, "proxy_read_timeout 90s;"))
+		d.judge("idle", c.good, nil, fmt.Sprintf("the %s still works: %v", c.what, c.good), d.nginx(c.path, "proxy_read_timeout 90s;"))
 	}
 }

@@ -72,7 +72,7 @@ func TestDoctor(t *testing.T) {
 		{"no proto", "proxy_set_header X-Forwarded-Proto ", "#", "of /team/: proxy_set_header X-Forwarded-Proto $scheme;"},
 		{"no address", "proxy_set_header X-Forwarded-For ", "#", "of /team/: proxy_set_header X-Forwarded-For $remote_addr;"},
 		{"small bodies", "client_max_body_size 1m;", "client_max_body_size 1k;", "of /team/chat/: client_max_body_size 1m;"},
-		{"path stripped", listens + "\n        proxy_pass http://chatd;", listens + " proxy_pass http://chatd/;", "/team is cut off → in nginx.conf, location of /team/: proxy_pass http://" + addr + "; with no path after it"},
+		{"path stripped", listens + "\n        proxy_pass http://chatd;", listens + " proxy_pass http://chatd/;", "/team is cut off (answered with 404 Not Found) → in nginx.conf, location of /team/: proxy_pass http://" + addr + "; with no path after it"},
 		{"HTTP/1.0", "proxy_http_version 1.1;", "proxy_http_version 1.0;", "of /team/: proxy_http_version 1.1;"},
 		{"no Origin", listens, `proxy_set_header Origin ""; ` + listens, "of /team/ws: proxy_set_header Origin $http_origin;"},
 		{"another Origin", listens, `proxy_set_header Origin http://chatd; ` + listens, "of /team/ws: proxy_set_header Origin $http_origin;"},
@@ -80,7 +80,7 @@ func TestDoctor(t *testing.T) {
 		{"gzip", "gzip off;", "gzip on; gzip_types text/event-stream;", "of /team/chat/: gzip off;"},
 		{"policy", listens, "proxy_hide_header Content-Security-Policy; " + listens, "of /team/: take out proxy_hide_header and add_header of Content-Security-Policy"},
 		{"two policies", listens, "add_header Content-Security-Policy x; " + listens, "of /team/: take out proxy_hide_header and add_header of Content-Security-Policy"},
-		{"no redirect", "return 301", "return 404; #", "listen 80: return 301 https://127.0.0.1:"},
+		{"no redirect", "return 301", "return 404; #", "listen 80; return 301 https://127.0.0.1:"},
 		{"cache", "upstream chatd", "proxy_cache_path cache keys_zone=c:1m; proxy_cache c; proxy_cache_valid 1m; proxy_ignore_headers Cache-Control Set-Cookie;\nupstream chatd", "of /team/: proxy_cache off;"},
 		{"nowhere", "server " + addr, "server 127.0.0.1:1", "of /team/: proxy_pass http://" + addr + ";"},
 		{"elsewhere", listens, "location /other/ {", "of /team/: proxy_pass http://" + addr + ";"},
@@ -119,7 +119,7 @@ func TestDoctorAtHome(t *testing.T) {
 		}
 	}
 	wrongs := wrongsOf(t, &front{}, append(args, "-url", d.url(""), "-addr", d.addr, "-quick")...)
-	for _, want := range []string{"1 of the files", "chmod -R go= " + data, "the last one is 48h0m0s old", `-url is "http://other.test"`, "-url " + d.url(""),
+	for _, want := range []string{" 1 files open", "chmod -R go= " + data, "backup: the last one is of ", `chatd has -url "http://other.test"`, "-url " + d.url(""),
 		"LimitNOFILE=10000200", "tls: there is none", "-trust with the address in 127.0.0.1"} {
 		if !strings.Contains(wrongs, want) {
 			t.Errorf("want %q in\n%s", want, wrongs)
@@ -127,7 +127,7 @@ func TestDoctorAtHome(t *testing.T) {
 	}
 	d.stop()
 	wrongs = wrongsOf(t, &front{}, append(args, "-url", d.url(""), "-addr", d.addr, "-quick")...)
-	for _, want := range []string{"chatd: asked at " + d.addr, "connect: to 127.0.0.1"} {
+	for _, want := range []string{"chatd: is at " + d.addr, "connect: 127.0.0.1"} {
 		if !strings.Contains(wrongs, want) {
 			t.Errorf("want %q in\n%s", want, wrongs)
 		}
