@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -226,6 +227,30 @@ func TestForwardedURL(t *testing.T) {
 		r := &http.Request{RemoteAddr: test.peer, Host: "inner", URL: &url.URL{}, Header: http.Header{"X-Forwarded-Proto": {"https"}, "X-Forwarded-Host": {"front"}}}
 		if got := s.urlFor(r); got != test.want {
 			t.Errorf("%+v: %s", test, got)
+		}
+	}
+}
+
+// systemd finds nothing wrong with the units, and little that chatd could do to the host.
+func TestUnits(t *testing.T) {
+	if _, err := exec.LookPath("systemd-analyze"); err != nil {
+		need(t, "systemd-analyze is not installed")
+	}
+	dir := t.TempDir()
+	for _, name := range []string{"chatd.service", "chatd.socket"} {
+		unit, err := os.ReadFile("deploy/" + name)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), bytes.ReplaceAll(unit, []byte("/usr/local/bin/chatd"), []byte(os.Args[0])), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	service := filepath.Join(dir, "chatd.service")
+	for _, args := range [][]string{{"verify", service, filepath.Join(dir, "chatd.socket")}, {"security", "--offline=true", "--threshold=15", service}} {
+		out, err := exec.Command("systemd-analyze", args...).CombinedOutput()
+		if err != nil || args[0] == "verify" && bytes.Contains(out, []byte("chatd.")) { // not of other units
+			t.Errorf("%v: %v\n%s", args, err, out)
 		}
 	}
 }
