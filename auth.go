@@ -9,7 +9,6 @@ import (
 	"database/sql"
 	"encoding/base64"
 	"errors"
-	"net"
 	"net/http"
 	"net/netip"
 	"strconv"
@@ -216,8 +215,7 @@ func (s *server) proxied(r *http.Request) string {
 	if s.authHeader == "" || said == "" {
 		return ""
 	}
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err == nil && s.trusts(host) {
+	if s.trusts(peerOf(r)) {
 		return said
 	}
 	if s.complaints.allow("auth-header") {
@@ -250,10 +248,7 @@ func (s *server) proxiedUser(ctx context.Context, said string) (u User, err erro
 // clientAddress is the address that throttles count: the peer's, or, when that
 // is a trusted proxy, the last one in X-Forwarded-For that is not.
 func (s *server) clientAddress(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
-	}
+	host := peerOf(r)
 	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
 	for s.trusts(host) && len(hops) > 0 {
 		next := strings.TrimSpace(hops[len(hops)-1])
@@ -268,7 +263,7 @@ func (s *server) clientAddress(r *http.Request) string {
 func (s *server) trusts(host string) bool {
 	a, err := netip.ParseAddr(host)
 	if err != nil {
-		return false
+		return host == unixPeer
 	}
 	for _, p := range s.trusted {
 		if p.Contains(a.Unmap()) {

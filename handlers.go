@@ -406,7 +406,7 @@ func (s *server) handleLogout(w http.ResponseWriter, r *http.Request, v visitor)
 		}
 		s.hub.Drop(func(m *member) bool { return bytes.Equal(m.session, v.session) })
 	}
-	s.setCookie(w, s.cookieName(), "", -time.Second)
+	s.setCookie(w, r, s.cookieName(), "", -time.Second)
 	s.redirect(w, r, "/login/")
 	return nil
 }
@@ -418,7 +418,7 @@ func (s *server) handleLanguage(w http.ResponseWriter, r *http.Request, v visito
 				return err
 			}
 		}
-		s.setCookie(w, languageCookie, lang, cookieLife)
+		s.setCookie(w, r, languageCookie, lang, cookieLife)
 	}
 	s.redirect(w, r, localPath(r.PostFormValue("next")))
 	return nil

@@ -36,7 +36,6 @@ type member struct {
 	guest    User           // the name that a visitor without a session spoke under last
 	language string         // of the sentences that it is told
 	address  string         // of the visitor, as Admit counts it
-	peer     string         // of the connection, with its port
 	asks     sync.WaitGroup // events that it has sent to the store and has no answer for
 
 	place int // index in its room; -1: in none

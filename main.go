@@ -146,7 +146,7 @@ type config struct {
 func serveFlags(c *config) *flag.FlagSet {
 	f := flag.NewFlagSet("chatd", flag.ContinueOnError)
 	f.SetOutput(io.Discard) // main prints the error
-	f.StringVar(&c.addr, "addr", "localhost:8080", "listen on `host:port`")
+	f.StringVar(&c.addr, "addr", "localhost:8080", "listen on `host:port`, or unix:path; on sockets of systemd if there are any")
 	f.StringVar(&c.data, "data", "./data", "keep everything in `directory`")
 	f.StringVar(&c.url, "url", "", "public `URL`, if it is not http://host:port; its path is where everything lives")
 	f.StringVar(&c.trust, "trust", "127.0.0.0/8,::1/128", "believe X-Forwarded-For, and -auth-header, from these `networks`")
@@ -231,16 +231,16 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) (err er
 	if err != nil {
 		return err
 	}
-	listener, err := net.Listen("tcp", c.addr)
+	listeners, err := listen(c.addr)
 	if err != nil {
 		return err
 	}
 	defer s.pushes.start()()
 	defer s.hooks.close()
-	if err := s.hooks.start(s.publicURL(listener.Addr())); err != nil {
+	if err := s.hooks.start(s.publicURL(listeners[0].Addr())); err != nil {
 		return err
 	}
-	return s.serve(ctx, listener, stderr)
+	return s.serve(ctx, listeners, stderr)
 }
 
 func newLogger(format string, w io.Writer) (*slog.Logger, error) {
@@ -369,24 +369,29 @@ func (s *server) httpServer() *http.Server {
 	}
 }
 
-// serve answers on listener until ctx is done, and then lets pages under way finish.
-func (s *server) serve(ctx context.Context, listener net.Listener, stderr io.Writer) error {
+// serve answers on listeners until ctx is done, and then lets pages under way finish.
+func (s *server) serve(ctx context.Context, listeners []net.Listener, stderr io.Writer) error {
 	srv := s.httpServer()
-	serving := make(chan error, 1)
-	go func() { serving <- srv.Serve(listener) }()
+	serving := make(chan error, len(listeners))
+	for _, l := range listeners {
+		go func() { serving <- srv.Serve(l) }()
+		s.log.Info("listening", "addr", l.Addr().String(), "descriptors", descriptors(), "max-conns", s.hub.maxSockets)
+	}
 	watch, stop := context.WithCancel(ctx)
 	var watching sync.WaitGroup
 	watching.Go(func() { s.watchOthers(watch) })
+	watching.Go(func() { s.watchdog(watch) })
 	defer watching.Wait()
 	defer stop()
-	s.log.Info("listening", "addr", listener.Addr().String(), "descriptors", descriptors(), "max-conns", s.hub.maxSockets)
 	if s.setUpToken != "" {
-		fmt.Fprintf(stderr, "\nNobody looks after this chatd yet. To set it up, open\n\n    %s/setup?token=%s\n\n", s.publicURL(listener.Addr()), s.setUpToken)
+		fmt.Fprintf(stderr, "\nNobody looks after this chatd yet. To set it up, open\n\n    %s/setup?token=%s\n\n", s.publicURL(listeners[0].Addr()), s.setUpToken)
 	}
+	s.notify("READY=1")
 	select {
 	case err := <-serving:
 		return err
 	case <-ctx.Done():
+		s.notify("STOPPING=1")
 		s.log.Info("stopping", "cause", context.Cause(ctx))
 	}
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), pagesWait)
@@ -395,7 +400,9 @@ func (s *server) serve(ctx context.Context, listener net.Listener, stderr io.Wri
 		s.log.Warn("requests cut off", "err", err)
 		srv.Close()
 	}
-	<-serving
+	for range listeners {
+		<-serving
+	}
 	return nil
 }
 
@@ -403,6 +410,9 @@ func (s *server) serve(ctx context.Context, listener net.Listener, stderr io.Wri
 func (s *server) publicURL(listening net.Addr) string {
 	if s.public != "" {
 		return s.public
+	}
+	if listening.Network() == "unix" { // as a proxy passes it on
+		return "http://localhost"
 	}
 	host, port, err := net.SplitHostPort(listening.String())
 	if ip := net.ParseIP(host); err == nil && (ip.IsUnspecified() || ip.IsLoopback()) {
