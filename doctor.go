@@ -29,15 +29,15 @@ import (
 
 // `chatd doctor` calls a chatd by its public URL, through the proxy in front of it,
 // and says what does not arrive as it has to, and which line of whose configuration
-// would change that. chatd tells it what has arrived, as it shows a token whose hash
-// it has left in the data directory: so the two also know that they mean the same chatd.
+// would change that. chatd tells it what has arrived, as it shows a token whose hash it
+// has left in the data directory: so it is also sure that it speaks to that chatd.
 
 const (
 	doctorFile    = "doctor"        // in the data directory: the hash of the doctor's token
 	doctorLife    = 5 * time.Minute // of that
-	promptly      = 3 * time.Second // is what nobody holds back here
-	answerWait    = 5 * time.Second // with what has to answer
-	forgedAddress = "192.0.2.1"     // is nobody's: RFC 5737
+	promptly      = 3 * time.Second // so long may take what nobody holds back
+	answerWait    = 5 * time.Second
+	forgedAddress = "192.0.2.1" // nobody's: RFC 5737
 
 	leastDays   = 14      // that a certificate has to be valid
 	leastDisk   = 1 << 30 // bytes
@@ -50,10 +50,10 @@ type findings struct {
 	ID          string // another one each time
 	Proto, Host string
 	Header      http.Header
-	Body        int64  // bytes
-	Peer        string // who sent it to us
-	Believed    bool   // X-Forwarded-For from there counts
-	Sent        http.Header
+	Body        int64       // bytes
+	Peer        string      // who sent it to us
+	Believed    bool        // X-Forwarded-For from there counts
+	Sent        http.Header // of the answer
 
 	URL                   string // as in -url
 	Descriptors, MaxConns int
@@ -76,7 +76,7 @@ func (s *server) handleDoctor(w http.ResponseWriter, r *http.Request, v visitor)
 	if err != nil {
 		return badForm(err)
 	}
-	s.setCookie(w, "doctor", "", time.Second)
+	s.setCookie(w, r, "doctor", "", time.Second)
 	said := &http.Request{RemoteAddr: r.RemoteAddr, Header: http.Header{"X-Forwarded-For": {forgedAddress}}}
 	writeJSON(w, http.StatusOK, findings{
 		ID: rand.Text(), Proto: r.Proto, Host: r.Host, Header: r.Header, Body: n, Sent: w.Header().Clone(),
@@ -97,6 +97,7 @@ func (s *server) knowsDoctor(token string) bool {
 	return err == nil && subtle.ConstantTimeCompare(hash, hashToken(token)) == 1
 }
 
+// sayBack answers each message of a socket with itself.
 func sayBack(w http.ResponseWriter, r *http.Request) error {
 	c, err := hijack(w, maxControl)
 	if err != nil {
@@ -393,25 +394,29 @@ func (d *doctor) checkRedirect(ctx context.Context) {
 		fmt.Sprintf("http is answered with %s %s", status, to), d.server("listen 80; return 301 https://"+d.url.Host+"$request_uri;"))
 }
 
-// ask sends headers that visitors could forge, and those of header, and posts so many bytes, if any.
-func (d *doctor) ask(ctx context.Context, c *http.Client, url string, header http.Header, size int) (*http.Response, error) {
+// ask sends what visitors could forge, and header, and posts so many bytes, if any.
+func (d *doctor) ask(ctx context.Context, c *http.Client, address string, header http.Header, size int) (*http.Response, error) {
 	method := http.MethodGet
 	if size > 0 {
 		method = http.MethodPost
 	}
-	r, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(strings.Repeat("x", size)))
+	r, err := http.NewRequestWithContext(ctx, method, address, strings.NewReader(strings.Repeat("x", size)))
 	if err != nil {
 		return nil, err
 	}
 	r.Header = http.Header{"Accept": {"application/json"}, "X-Forwarded-For": {forgedAddress}, "X-Forwarded-Proto": {"forged"}}
 	maps.Copy(r.Header, header)
-	return c.Do(r)
+	res, err := c.Do(r)
+	if e, ok := errors.AsType[*url.Error](err); ok { // which has the token in it
+		err = e.Err
+	}
+	return res, err
 }
 
 // see is ask, and what chatd has seen of it. The error says what else was answered;
 // then there may be a response, without its body.
-func (d *doctor) see(ctx context.Context, c *http.Client, url string, header http.Header, size int) (res *http.Response, seen findings, err error) {
-	if res, err = d.ask(ctx, c, url, header, size); err != nil {
+func (d *doctor) see(ctx context.Context, c *http.Client, address string, header http.Header, size int) (res *http.Response, seen findings, err error) {
+	if res, err = d.ask(ctx, c, address, header, size); err != nil {
 		return nil, seen, err
 	}
 	defer res.Body.Close()
@@ -508,8 +513,7 @@ func (d *doctor) checkSockets(ctx context.Context) io.ReadWriteCloser {
 	}
 	socket := res.Body.(io.ReadWriteCloser)
 	d.judge("sockets", saysBack(socket), nil, "one is open", d.nginx("/ws", "proxy_pass http://"+d.addr+";"))
-	// Where people talk nobody has an account for us. With since=x what is wrong is
-	// found after all that may be wrong with an upgrade.
+	// Once an upgrade is right, what is wrong is that we have no account, or since=x.
 	for _, path := range []string{"/ws", "/ws/chat/lobby/?since=x", "/room/lobby/?since=x", "/chat/"} {
 		status := 0
 		res, err := d.ask(ctx, d.client, d.url.String()+path, upgrade, 0)
@@ -549,7 +553,7 @@ func saysBack(socket io.ReadWriteCloser) bool {
 	return err == nil && arrives(socket, appendFrame(nil, opText, []byte("x")))
 }
 
-// arrives reads as many bytes as are expected, promptly, or else closes r if it can.
+// arrives reports whether what is expected comes promptly. If nothing does, r is closed.
 func arrives(r io.ReadCloser, expected []byte) bool {
 	defer time.AfterFunc(promptly, func() { r.Close() }).Stop()
 	got := make([]byte, len(expected))
@@ -568,10 +572,10 @@ func (d *doctor) checkStream(ctx context.Context) io.ReadCloser {
 	if encoding == "" {
 		d.judge("stream", prompt, err, fmt.Sprintf("what is said arrives at once: %v", prompt), d.nginx("/chat/", "proxy_buffering off;"))
 	}
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil
-	}
-	if !prompt {
+	case !prompt:
 		res.Body.Close()
 		return nil
 	}

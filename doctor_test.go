@@ -61,9 +61,10 @@ func TestDoctor(t *testing.T) {
 	addr, file := inherited(t)
 	file.Close()
 	data, args := newVisit(t, addr)
-	const listens = "location /team/ {"
+	const pages = "location /team/ {"
 	for _, fault := range []struct{ name, old, new, want string }{
 		{"none", "", "", ""},
+		{"certificate", "", "", "ssl_certificate /etc/letsencrypt/live/127.0.0.1/fullchain.pem;"},
 		{"no Upgrade", "proxy_set_header Upgrade ", "#", "of /team/ws: proxy_set_header Upgrade $http_upgrade;"},
 		{"no Connection", "proxy_set_header Connection ", "#", "of /team/ws: proxy_set_header Connection $chatd_connection;"},
 		{"buffers", "proxy_buffering off;", "proxy_buffering on; proxy_ignore_headers X-Accel-Buffering;", "of /team/chat/: proxy_buffering off;"},
@@ -72,33 +73,33 @@ func TestDoctor(t *testing.T) {
 		{"no proto", "proxy_set_header X-Forwarded-Proto ", "#", "of /team/: proxy_set_header X-Forwarded-Proto $scheme;"},
 		{"no address", "proxy_set_header X-Forwarded-For ", "#", "of /team/: proxy_set_header X-Forwarded-For $remote_addr;"},
 		{"small bodies", "client_max_body_size 1m;", "client_max_body_size 1k;", "of /team/chat/: client_max_body_size 1m;"},
-		{"path stripped", listens + "\n        proxy_pass http://chatd;", listens + " proxy_pass http://chatd/;", "/team is cut off (answered with 404 Not Found) → in nginx.conf, location of /team/: proxy_pass http://" + addr + "; with no path after it"},
+		{"path stripped", pages + "\n        proxy_pass http://chatd;", pages + " proxy_pass http://chatd/;", "/team is cut off (answered with 404 Not Found) → in nginx.conf, location of /team/: proxy_pass http://" + addr + "; with no path after it"},
 		{"HTTP/1.0", "proxy_http_version 1.1;", "proxy_http_version 1.0;", "of /team/: proxy_http_version 1.1;"},
-		{"no Origin", listens, `proxy_set_header Origin ""; ` + listens, "of /team/ws: proxy_set_header Origin $http_origin;"},
-		{"another Origin", listens, `proxy_set_header Origin http://chatd; ` + listens, "of /team/ws: proxy_set_header Origin $http_origin;"},
-		{"cookie path", listens, "proxy_cookie_path /team/ /; " + listens, "of /team/: take out proxy_cookie_path,"},
+		{"no Origin", pages, `proxy_set_header Origin ""; ` + pages, "of /team/ws: proxy_set_header Origin $http_origin;"},
+		{"another Origin", pages, `proxy_set_header Origin http://chatd; ` + pages, "of /team/ws: proxy_set_header Origin $http_origin;"},
+		{"cookie path", pages, "proxy_cookie_path /team/ /; " + pages, "of /team/: take out proxy_cookie_path,"},
 		{"gzip", "gzip off;", "gzip on; gzip_types text/event-stream;", "of /team/chat/: gzip off;"},
-		{"policy", listens, "proxy_hide_header Content-Security-Policy; " + listens, "of /team/: take out proxy_hide_header and add_header of Content-Security-Policy"},
-		{"two policies", listens, "add_header Content-Security-Policy x; " + listens, "of /team/: take out proxy_hide_header and add_header of Content-Security-Policy"},
+		{"policy", pages, "proxy_hide_header Content-Security-Policy; " + pages, "of /team/: take out proxy_hide_header and add_header of Content-Security-Policy"},
+		{"two policies", pages, "add_header Content-Security-Policy x; " + pages, "of /team/: take out proxy_hide_header and add_header of Content-Security-Policy"},
 		{"no redirect", "return 301", "return 404; #", "listen 80; return 301 https://127.0.0.1:"},
 		{"cache", "upstream chatd", "proxy_cache_path cache keys_zone=c:1m; proxy_cache c; proxy_cache_valid 1m; proxy_ignore_headers Cache-Control Set-Cookie;\nupstream chatd", "of /team/: proxy_cache off;"},
 		{"nowhere", "server " + addr, "server 127.0.0.1:1", "of /team/: proxy_pass http://" + addr + ";"},
-		{"elsewhere", listens, "location /other/ {", "of /team/: proxy_pass http://" + addr + ";"},
+		{"elsewhere", pages, "location /other/ {", "of /team/: proxy_pass http://" + addr + ";"},
 	} {
 		t.Run(fault.name, func(t *testing.T) {
 			f := startNginx(t, "/team", addr, fault.old, fault.new)
 			d := startDaemon(t, data, "-url", f.url, "-addr", addr)
-			args := append([]string{"-url", f.url}, args...)
-			if fault.want == "" || fault.name == "idle" {
+			args := append(args, "-url", f.url)
+			switch fault.name {
+			case "none", "idle":
 				args = append(args, "-idle", "2s")
-			} else {
+			case "certificate":
+				args = append(args[1:], "-quick") // not -insecure
+			default:
 				args = append(args, "-quick")
 			}
-			switch wrongs := wrongsOf(t, f, args...); {
-			case fault.want == "" && wrongs != "", !strings.Contains(wrongs, fault.want):
+			if wrongs := wrongsOf(t, f, args...); fault.want == "" && wrongs != "" || !strings.Contains(wrongs, fault.want) {
 				t.Errorf("want %q in\n%s", fault.want, wrongs)
-			default:
-				t.Logf("\n%s", wrongs)
 			}
 			d.stop()
 		})
