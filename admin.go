@@ -397,7 +397,7 @@ func (s *server) handleChangeInvites(w http.ResponseWriter, r *http.Request, v v
 	if err != nil {
 		return s.showInvites(w, r, v, p, err)
 	}
-	p.Admin.Link = cmp.Or(s.public, "http://"+r.Host+s.base) + "/invite/" + token
+	p.Admin.Link = s.urlFor(r) + "/invite/" + token
 	return s.showInvites(w, r, v, p, nil)
 }
 

@@ -8,7 +8,6 @@ import (
 	"crypto/subtle"
 	"encoding/base64"
 	"errors"
-	"net"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -224,8 +223,7 @@ func (s *server) proxied(r *http.Request) string {
 	if s.authHeader == "" || said == "" {
 		return ""
 	}
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err == nil && s.trusts(host) {
+	if s.trusts(peerOf(r)) {
 		return said
 	}
 	if s.complaints.allow("auth-header") {
@@ -258,10 +256,7 @@ func (s *server) proxiedUser(ctx context.Context, said string) (u User, err erro
 // clientAddress is the address that throttles count: the peer's, or, when that
 // is a trusted proxy, the last one in X-Forwarded-For that is not.
 func (s *server) clientAddress(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
-	}
+	host := peerOf(r)
 	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
 	for s.trusts(host) && len(hops) > 0 {
 		next := strings.TrimSpace(hops[len(hops)-1])
@@ -275,7 +270,10 @@ func (s *server) clientAddress(r *http.Request) string {
 
 func (s *server) trusts(host string) bool {
 	a, err := netip.ParseAddr(host)
-	return err == nil && within(s.trusted, a.Unmap())
+	if err != nil {
+		return host == unixPeer
+	}
+	return within(s.trusted, a.Unmap())
 }
 
 func within(networks []netip.Prefix, a netip.Addr) bool {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"time"
 )
@@ -39,7 +40,7 @@ func (s *server) checkSocket(w http.ResponseWriter, r *http.Request, v visitor, 
 // member that it becomes. Its outbox is held. With live, it is in its room before
 // the handshake is answered, so that a client that has the answer misses nothing.
 func (s *server) socket(w http.ResponseWriter, r *http.Request, v visitor, m *member, live bool, talk func(*member)) error {
-	m.address, m.peer = s.clientAddress(r), r.RemoteAddr
+	m.address = s.clientAddress(r)
 	if !s.trusts(m.address) { // a proxy that does not say for whom it asks would be one for all
 		if err := s.connects.check(networkOf(m.address)); err != nil {
 			return err
@@ -222,7 +223,7 @@ func (s *server) ask(m *member, e Event, done func(Event)) error {
 // many people may share an address.
 func (m *member) throttleKey() string {
 	if m.user.ID == 0 {
-		return "socket " + m.peer
+		return fmt.Sprintf("socket %p", m)
 	}
 	return "user " + m.user.Name
 }

@@ -161,7 +161,7 @@ func (s *server) handlePost(w http.ResponseWriter, r *http.Request, v visitor) e
 	case !wantsPage(r) && err != nil:
 		return err
 	case !wantsPage(r):
-		return writeJSON(w, http.StatusOK, postedFrame{newEventFrame(e), permalink(cmp.Or(s.public, "http://"+r.Host), e)})
+		return writeJSON(w, http.StatusOK, postedFrame{newEventFrame(e), permalink(s.urlFor(r), e)})
 	case err != nil:
 		p := problemOf(err)
 		return s.showRoom(w, r, v, room, p.status, page{Error: s.sentence(v.language(r), p), Form: map[string]string{"message": in.Message}})

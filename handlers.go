@@ -38,6 +38,7 @@ type server struct {
 	pushes *pusher
 	hooks  *hooks
 
+	data          string         // directory
 	public        string         // URL, "" for that of the listener
 	base          string         // path that everything lives under, without final slash
 	secure        bool           // the public URL is https
@@ -124,6 +125,12 @@ func (s *server) routes() http.Handler {
 	tokened("GET /ws/push/{room}", scopeRead, s.roomSocket(dialectPush, parseNothing))
 	tokened("GET /ws/{room}/{$}", "", s.roomSocket(dialectPlain, parsePlain))
 	tokened("GET /room/{room}/{$}", "", s.roomSocket(dialectPlain, parsePlain))
+
+	tokened("GET /doctor/{token}", "", s.handleDoctor)
+	tokened("GET /chat/doctor/{token}", "", s.handleDoctor)
+	tokened("POST /chat/doctor/{token}", "", s.handleDoctor)
+	tokened("GET /ws/doctor/{token}", "", s.handleDoctor)
+
 	tokened("GET /", "", func(http.ResponseWriter, *http.Request, visitor) error { return ErrNotFound })
 
 	protected := http.NewCrossOriginProtection()
@@ -419,7 +426,7 @@ func (s *server) handleLogout(w http.ResponseWriter, r *http.Request, v visitor)
 		}
 		s.hub.Drop(func(m *member) bool { return bytes.Equal(m.session, v.session) })
 	}
-	s.setCookie(w, s.cookieName(), "", -time.Second)
+	s.setCookie(w, r, s.cookieName(), "", -time.Second)
 	return s.redirect(w, r, "/login/")
 }
 
@@ -430,7 +437,7 @@ func (s *server) handleLanguage(w http.ResponseWriter, r *http.Request, v visito
 				return err
 			}
 		}
-		s.setCookie(w, languageCookie, lang, cookieLife)
+		s.setCookie(w, r, languageCookie, lang, cookieLife)
 	}
 	return s.redirect(w, r, localPath(r.PostFormValue("next")))
 }

@@ -353,6 +353,9 @@ func TestClientAddress(t *testing.T) {
 		{"127.0.0.1:5", "nonsense", "127.0.0.1"},
 		{"7.7.7.7:5", "9.9.9.9", "7.7.7.7"}, // not from a proxy of ours: forged
 		{"[2001:db8::1]:5", "9.9.9.9", "2001:db8::1"},
+		{"@", "9.9.9.9, 8.8.8.8", "8.8.8.8"}, // a Unix socket
+		{"/run/proxy", "9.9.9.9", "9.9.9.9"},
+		{"@", "", "@"},
 	} {
 		r := &http.Request{RemoteAddr: test.peer, Header: http.Header{"X-Forwarded-For": {test.forwarded}}}
 		if got := s.clientAddress(r); got != test.want {

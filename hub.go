@@ -37,7 +37,6 @@ type member struct {
 	guest    User           // the name that a visitor without a session spoke under last
 	language string         // of the sentences that it is told
 	address  string         // of the visitor, as Admit counts it
-	peer     string         // of the connection, with its port
 	request  string         // id of the request that it began with
 	asks     sync.WaitGroup // events that it has sent to the store and has no answer for
 

@@ -53,6 +53,8 @@ const usage = `chatd is a team-chat daemon: one binary, one data directory.
   chatd say ROOM [TEXT...]           say it, or each line of standard input
   chatd chat ROOM                    both
   chatd import-django db.sqlite3     take users and messages over from a tutorial's chat
+  chatd nginx -url URL [-addr ADDR]  print the configuration of an nginx in front of it
+  chatd doctor -url URL              find what is wrong with the set-up, on the server itself
   chatd version
   chatd help
 
@@ -61,6 +63,10 @@ it if that is a terminal. A link is good for -days 7 and -uses 1, and begins wit
 -url http://localhost:8080. A token is for all rooms or one -room, has a -scope of
 read, post or both, may have a -label, and works for ever or so many -days. All
 find the data with -data, and work while chatd runs.
+
+doctor calls the public URL, through the proxy, and says which line of whose
+configuration is wrong. It has to see the data: -data, and -addr as chatd has it. With
+-insecure it takes any certificate; -quick does without -idle 70s of silence.
 
 tail, say and chat work from anywhere: -url, or CHATD_URL, says where chatd is. They
 come in by the token in CHATD_TOKEN, or in the file that -token-file names.
@@ -74,6 +80,7 @@ Flags:
 `
 
 func main() {
+	syscall.Umask(0o077) // what we keep is for nobody else
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal kills
 	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr); err != nil {
@@ -101,6 +108,14 @@ func run(ctx context.Context, args []string, stdin *os.File, stdout, stderr io.W
 		return importDjango(ctx, args, stdout, stderr)
 	case "tail", "say", "chat":
 		return runClient(ctx, command, args, stdin, stdout, stderr)
+	case "doctor":
+		d, err := newDoctor(args, stdout)
+		if err != nil {
+			return err
+		}
+		return d.visit(ctx)
+	case "nginx":
+		return nginx(args, stdout)
 	case "version":
 		fmt.Fprintln(stdout, version())
 		return nil
@@ -144,7 +159,7 @@ func newFlags(name string) *flag.FlagSet {
 
 func serveFlags(c *config) *flag.FlagSet {
 	f := newFlags("chatd")
-	f.StringVar(&c.addr, "addr", "localhost:8080", "listen on `host:port`")
+	f.StringVar(&c.addr, "addr", "localhost:8080", "listen on `host:port`, or unix:path; on sockets of systemd if there are any")
 	f.StringVar(&c.data, "data", "./data", "keep everything in `directory`")
 	f.StringVar(&c.url, "url", "", "public `URL`, if it is not http://host:port; its path is where everything lives")
 	f.StringVar(&c.trust, "trust", "127.0.0.0/8,::1/128", "believe X-Forwarded-For, and -auth-header, from these `networks`")
@@ -235,16 +250,16 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) (err er
 		return err
 	}
 	defer stopDebug()
-	listener, err := net.Listen("tcp", c.addr)
+	listeners, err := listen(c.addr)
 	if err != nil {
 		return err
 	}
 	defer s.pushes.start()()
 	defer s.hooks.close()
-	if err := s.hooks.start(s.publicURL(listener.Addr())); err != nil {
+	if err := s.hooks.start(s.publicURL(listeners[0].Addr())); err != nil {
 		return err
 	}
-	return s.serve(ctx, listener, stderr)
+	return s.serve(ctx, listeners, stderr)
 }
 
 func newLogger(format string, w io.Writer) (*slog.Logger, error) {
@@ -300,7 +315,7 @@ func newServer(c config, store *Store, hub *Hub, log *slog.Logger) (*server, err
 	if err != nil {
 		return nil, err
 	}
-	s.public = strings.TrimSuffix(c.url, "/")
+	s.data, s.public = c.data, strings.TrimSuffix(c.url, "/")
 	s.base, s.secure = strings.TrimSuffix(public.Path, "/"), public.Scheme == "https"
 	if strings.ContainsAny(c.authHeader, " :=") {
 		return nil, fmt.Errorf("-auth-header: %q is not like Remote-User", c.authHeader)
@@ -374,24 +389,29 @@ func (s *server) httpServer() *http.Server {
 	}
 }
 
-// serve answers on listener until ctx is done, and then lets pages under way finish.
-func (s *server) serve(ctx context.Context, listener net.Listener, stderr io.Writer) error {
+// serve answers on listeners until ctx is done, and then lets pages under way finish.
+func (s *server) serve(ctx context.Context, listeners []net.Listener, stderr io.Writer) error {
 	srv := s.httpServer()
-	serving := make(chan error, 1)
-	go func() { serving <- srv.Serve(listener) }()
+	serving := make(chan error, len(listeners))
+	for _, l := range listeners {
+		go func() { serving <- srv.Serve(l) }()
+		s.log.Info("listening", "addr", l.Addr().String(), "descriptors", descriptors(), "max-conns", s.hub.maxSockets)
+	}
 	watch, stop := context.WithCancel(ctx)
 	var watching sync.WaitGroup
 	watching.Go(func() { s.watchOthers(watch) })
+	watching.Go(func() { s.watchdog(watch) })
 	defer watching.Wait()
 	defer stop()
-	s.log.Info("listening", "addr", listener.Addr().String(), "descriptors", descriptors(), "max-conns", s.hub.maxSockets)
 	if s.setUpToken != "" {
-		fmt.Fprintf(stderr, "\nNobody looks after this chatd yet. To set it up, open\n\n    %s/setup?token=%s\n\n", s.publicURL(listener.Addr()), s.setUpToken)
+		fmt.Fprintf(stderr, "\nNobody looks after this chatd yet. To set it up, open\n\n    %s/setup?token=%s\n\n", s.publicURL(listeners[0].Addr()), s.setUpToken)
 	}
+	s.notify("READY=1")
 	select {
 	case err := <-serving:
 		return err
 	case <-ctx.Done():
+		s.notify("STOPPING=1")
 		s.log.Info("stopping", "cause", context.Cause(ctx))
 	}
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), pagesWait)
@@ -400,7 +420,9 @@ func (s *server) serve(ctx context.Context, listener net.Listener, stderr io.Wri
 		s.log.Warn("requests cut off", "err", err)
 		srv.Close()
 	}
-	<-serving
+	for range listeners {
+		<-serving
+	}
 	return nil
 }
 
@@ -408,6 +430,9 @@ func (s *server) serve(ctx context.Context, listener net.Listener, stderr io.Wri
 func (s *server) publicURL(listening net.Addr) string {
 	if s.public != "" {
 		return s.public
+	}
+	if listening.Network() == "unix" { // as a proxy passes it on
+		return "http://localhost"
 	}
 	host, port, err := net.SplitHostPort(listening.String())
 	if ip := net.ParseIP(host); err == nil && (ip.IsUnspecified() || ip.IsLoopback()) {

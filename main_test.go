@@ -306,6 +306,8 @@ func TestCommands(t *testing.T) {
 		{"user passwd 小红 -data " + dir, "another password", false, ""},
 		{"user passwd nobody -data " + dir, testPassword, true, "not found"},
 		{"user", "", true, "user add NAME"},
+		{"doctor -data " + dir, "", true, "-url"},
+		{"doctor -url http://127.0.0.1:1 -data " + dir, "", true, "checks: wrong"},
 	} {
 		cmd := chatdCommand(strings.Fields(test.args)...)
 		cmd.Stdin = strings.NewReader(test.stdin)

@@ -58,6 +58,11 @@ var requests = map[string]string{
 	"GET /room/{room}/{$}":        "socket /room/secret/",
 	"GET /":                       "/nothing/here",
 
+	"GET /doctor/{token}":       "/doctor/x",
+	"GET /chat/doctor/{token}":  "/chat/doctor/x",
+	"POST /chat/doctor/{token}": "/chat/doctor/x x=",
+	"GET /ws/doctor/{token}":    "socket /ws/doctor/x",
+
 	"POST /account/tokens":           "/account/tokens scope=both",
 	"POST /chat/{room}/about/tokens": "/chat/secret/about/tokens username=robot&scope=both",
 }

@@ -60,7 +60,7 @@ func (s *server) startSession(w http.ResponseWriter, r *http.Request, u User) er
 	if err := s.store.CreateSession(u, hashToken(token), r.UserAgent(), s.clientAddress(r)); err != nil {
 		return err
 	}
-	s.setCookie(w, s.cookieName(), token, cookieLife)
+	s.setCookie(w, r, s.cookieName(), token, cookieLife)
 	return nil
 }
 
@@ -73,10 +73,10 @@ func (s *server) cookieName() string {
 	return sessionCookie
 }
 
-func (s *server) setCookie(w http.ResponseWriter, name, value string, life time.Duration) {
+func (s *server) setCookie(w http.ResponseWriter, r *http.Request, name, value string, life time.Duration) {
 	http.SetCookie(w, &http.Cookie{
 		Name: name, Value: value, Path: s.base + "/", MaxAge: int(life.Seconds()),
-		Secure: s.secure, HttpOnly: true, SameSite: http.SameSiteLaxMode,
+		Secure: strings.HasPrefix(s.urlFor(r), "https:"), HttpOnly: true, SameSite: http.SameSiteLaxMode,
 	})
 }
 

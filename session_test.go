@@ -350,7 +350,7 @@ func TestCookieAndTransport(t *testing.T) {
 		secure     bool
 		base, name string
 	}{{false, "", "chatd"}, {true, "", "__Host-chatd"}, {true, "/team", "chatd"}} {
-		s.secure, s.base = test.secure, test.base
+		s.secure, s.base, s.public = test.secure, test.base, map[bool]string{true: "https://chat.test" + test.base}[test.secure]
 		handler := s.routes()
 		r := httptest.NewRequest("POST", test.base+"/guest", strings.NewReader("username=guest"+fmt.Sprint(len(test.name+test.base))))
 		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")

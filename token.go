@@ -304,7 +304,7 @@ func (s *server) changeTokens(r *http.Request, v visitor, t Token, room Room) (m
 		return nil, instead(err, ErrNotFound, refuse(http.StatusNotFound, "unknown_room"))
 	}
 	curl := fmt.Sprintf(`curl -H "Authorization: Bearer %s" `, secret)
-	address := cmp.Or(s.public, "http://"+r.Host) + roomPath(cmp.Or(t.Room, lobby))
+	address := s.urlFor(r) + roomPath(cmp.Or(t.Room, lobby))
 	made = &madeToken{Secret: secret}
 	if t.Posts() {
 		made.Lines = append(made.Lines, curl+"-d hello "+address)
