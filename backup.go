@@ -20,7 +20,7 @@ import (
 	"modernc.org/sqlite"
 )
 
-const backupStep = 1024 // pages of 4 KiB between two fsyncs
+const backupStep = 256 // pages of 4 KiB between two fsyncs
 
 // backup is `chatd backup`: it writes all that chatd keeps, as it is at one moment,
 // into one file, while chatd runs. The file is there whole, and examined, or not at all.

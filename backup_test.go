@@ -262,7 +262,7 @@ func TestBackupKill(t *testing.T) {
 			if err := test.prepare(dir); err != nil {
 				t.Fatal(err)
 			}
-			after, signal := time.Minute, os.Signal(syscall.SIGKILL)
+			after, signal := time.Minute, os.Kill
 			if round > 0 {
 				after = rand.N(whole)
 			}
@@ -283,7 +283,7 @@ func TestBackupKill(t *testing.T) {
 }
 
 // TestBackupUnderLoad measures what a backup does to those who write 1,000 messages
-// a second meanwhile, and restores it.
+// a second meanwhile, kills some, and restores the last.
 func TestBackupUnderLoad(t *testing.T) {
 	calm := min(5*time.Second, time.Duration(*backupSize)*100*time.Microsecond)
 	dir := t.TempDir()
@@ -331,12 +331,21 @@ func TestBackupUnderLoad(t *testing.T) {
 	time.Sleep(calm)
 	t.Log("before: ", measure(func() { time.Sleep(calm) }))
 	var said string
+	began := time.Now()
 	t.Log("backup: ", measure(func() { said = chatdSays(t, false, "SHA-256", "backup", "-data", dir, file) }))
+	took := time.Since(began)
 	t.Log("after: ", measure(func() { time.Sleep(calm) }))
+	for range *killRounds {
+		interrupt(t, rand.N(took), os.Kill, "backup", "-data", dir, "-f", file)
+		if _, err := examine(t.Context(), file); err != nil {
+			t.Error(err)
+		}
+	}
+	said = chatdSays(t, false, "SHA-256", "backup", "-data", dir, "-f", file)
 	close(stop)
 	all.Wait()
 	d.stop()
-	began := time.Now()
+	began = time.Now()
 	chatdSays(t, false, "SHA-256", "restore", "-data", data, file)
 	t.Logf("%srestored in %.1f s", said, time.Since(began).Seconds())
 	sameLog(t, path, filepath.Join(data, "chatd.db"))
