@@ -286,7 +286,7 @@ func rollback(ctx context.Context, args []string, stdin *os.File, stdout io.Writ
 		return fmt.Errorf("%s has version %d, and %s is no older", path, version, kept)
 	}
 	undone := fmt.Sprintf("%s.v%d.undone", path, version)
-	fmt.Fprintf(stdout, "From version %d back to %s, version %d. Lost are %d messages, and whatever else has changed since;\nit stays in %s.\n", version, kept, found.version, lost, undone)
+	fmt.Fprintf(stdout, "From version %d back to %s, version %d: %d messages are lost, and whatever else has changed since.\nWhat is there now is kept in %s.\n", version, kept, found.version, lost, undone)
 	if !*yes && !confirm(ctx, stdin, stdout) {
 		return errors.New("nothing has changed")
 	}

@@ -174,7 +174,7 @@ func TestRollback(t *testing.T) {
 	d := startDaemon(t, dir)
 	chatdSays(t, true, "another chatd", "rollback", "-yes", "-data", dir)
 	d.stop()
-	chatdSays(t, true, "Lost are 1 messages", "rollback", "-data", dir) // as nobody says yes
+	chatdSays(t, true, "1 messages are lost", "rollback", "-data", dir) // as nobody says yes
 	if v, n := inFile(t, path, "PRAGMA user_version"), inFile(t, path, countMessages); v != now || n != before+1 {
 		t.Errorf("version %d, %d messages without a yes", v, n)
 	}
