@@ -218,11 +218,7 @@ func (d *doctor) checkData() {
 	free := uint64(disk.Bavail) * uint64(disk.Bsize)
 	d.judge("disk", free >= leastDisk, err, fmt.Sprintf("%d MiB are free", free>>20), fmt.Sprintf("make room for %d MiB at least", leastDisk>>20))
 
-	var last time.Time
-	text, err := os.ReadFile(filepath.Join(d.data, "last-backup"))
-	if err == nil {
-		last, err = time.Parse(time.RFC3339, strings.TrimSpace(string(text)))
-	}
+	last, err := lastBackup(d.data)
 	d.judge("backup", time.Since(last) < backupLife, err, "the last one is of "+last.Format(time.DateTime),
 		"in /etc/cron.d/chatd: 0 3 * * * root chatd backup -f -data "+d.data+" /var/backups/chatd.db")
 }

@@ -52,6 +52,9 @@ const usage = `chatd is a team-chat daemon: one binary, one data directory.
   chatd tail ROOM [-n 10] [-json]    print what was and is said in a room
   chatd say ROOM [TEXT...]           say it, or each line of standard input
   chatd chat ROOM                    both
+  chatd backup FILE [-f]             keep all that there is in one file; -f: replace it
+  chatd restore FILE                 make a data directory of it
+  chatd rollback [-yes]              undo what the last upgrade did to the database
   chatd import-django db.sqlite3     take users and messages over from a tutorial's chat
   chatd nginx -url URL [-addr ADDR]  print the configuration of an nginx in front of it
   chatd doctor -url URL              find what is wrong with the set-up, on the server itself
@@ -62,7 +65,7 @@ The user commands take the password from standard input, or make one up and prin
 it if that is a terminal. A link is good for -days 7 and -uses 1, and begins with
 -url http://localhost:8080. A token is for all rooms or one -room, has a -scope of
 read, post or both, may have a -label, and works for ever or so many -days. All
-find the data with -data, and work while chatd runs.
+find the data with -data, and work while chatd runs, but for restore and rollback.
 
 doctor calls the public URL, through the proxy, and says which line of whose
 configuration is wrong. It has to see the data: -data, and -addr as chatd has it. With
@@ -106,6 +109,12 @@ func run(ctx context.Context, args []string, stdin *os.File, stdout, stderr io.W
 		return token(args, stdout)
 	case "import-django":
 		return importDjango(ctx, args, stdout, stderr)
+	case "backup":
+		return backup(ctx, args, stdout, stderr)
+	case "restore":
+		return restore(ctx, args, stdout)
+	case "rollback":
+		return rollback(ctx, args, stdin, stdout)
 	case "tail", "say", "chat":
 		return runClient(ctx, command, args, stdin, stdout, stderr)
 	case "doctor":

@@ -245,7 +245,10 @@ func (c *checkup) check(store *Store, hub *Hub) vitals {
 		v.Why = cmp.Or(v.Why, "nothing can be read")
 	}
 	v.Lag = max(0, last-hub.Last())
-	v.WALBytes, v.LastBackup = fileSize(store.dir, "chatd.db-wal"), lastBackup(store.dir)
+	v.WALBytes = fileSize(store.dir, "chatd.db-wal")
+	if last, err := lastBackup(store.dir); err == nil {
+		v.LastBackup = &last
+	}
 	var disk syscall.Statfs_t
 	if syscall.Statfs(store.dir, &disk) == nil {
 		v.DiskFree = disk.Bavail * uint64(disk.Bsize)
@@ -262,16 +265,6 @@ func (s *Store) probe() error {
 		w.tell(Event{Kind: KindRead})
 		return w.exec("INSERT INTO sqlite_sequence VALUES ('health', 0); DELETE FROM sqlite_sequence WHERE name = 'health'")
 	})
-}
-
-// lastBackup returns when the data in dir was last backed up, nil if never.
-func lastBackup(dir string) *time.Time {
-	text, err := os.ReadFile(filepath.Join(dir, "last-backup"))
-	at, wrong := time.Parse(time.RFC3339, strings.TrimSpace(string(text)))
-	if err != nil || wrong != nil {
-		return nil
-	}
-	return &at
 }
 
 // handleHealth needs no visitor. Programs on this machine and administrators get more.

@@ -165,5 +165,5 @@ func keepCopy(db *sql.DB, path string) error {
 	if _, err := db.Exec("VACUUM INTO ?", part); err != nil {
 		return err
 	}
-	return os.Rename(part, path)
+	return replace(part, path)
 }
