@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"net/url"
 	"slices"
@@ -354,6 +355,73 @@ func (s *server) createPrivate(r *http.Request, v visitor) (Room, error) {
 	}
 	room, err := s.store.CreatePrivateRoom(name, v.User)
 	return room, instead(err, ErrTaken, refuse(http.StatusConflict, "room_taken"))
+}
+
+// handleRoom shows the newest messages of a room, or, with ?before=ID, older ones,
+// or, with ?at=ID, those around one; or it streams what is said there.
+func (s *server) handleRoom(w http.ResponseWriter, r *http.Request, v visitor, room Room) error {
+	if room.Name != r.PathValue("room") {
+		return s.redirect(w, r, roomPath(room.Name)+query(r))
+	}
+	switch d := streamOf(r, v); {
+	case d != nil:
+		return s.stream(w, r, v, room, d)
+	case wantsPage(r):
+		return s.showRoom(w, r, v, room, http.StatusOK, page{})
+	case r.FormValue("since") != "":
+		return s.sendMissed(w, r, v, room)
+	}
+	return s.sendHistory(w, r, room)
+}
+
+func query(r *http.Request) string {
+	if r.URL.RawQuery == "" {
+		return ""
+	}
+	return "?" + r.URL.RawQuery
+}
+
+func (s *server) showRoom(w http.ResponseWriter, r *http.Request, v visitor, room Room, status int, p page) error {
+	// The cursor is read first: what comes in between is in the page and comes
+	// over the socket too, where the script knows it by its id.
+	cursor := s.hub.Last()
+	events, more, newest, err := s.page(r, room)
+	if err != nil {
+		return err
+	}
+	for _, e := range events {
+		p.Messages = append(p.Messages, messageRow{e.ID, e.Author.Name, tagOf(e), e.Author.ID == v.ID,
+			e.Body, e.Time, e.Edited, e.Deleted, e.Target})
+	}
+	if more {
+		p.Older = events[0].ID
+	}
+	if p.Pushes, err = s.store.HasPushes(r.Context(), room.ID); err != nil {
+		return err
+	}
+	p.Room, p.Topic, p.Newest, p.CID = room.Name, room.Topic, newest, newCID()
+	p.Client = &clientData{
+		Base: s.base, Lang: v.language(r), Username: v.Name, Guest: v.Role == RoleGuest, Room: room.Name,
+		Cursor: cursor, Newest: p.Newest, Older: p.Older, Limit: maxMessage, Words: s.words[v.language(r)].client(),
+	}
+	return s.render(w, r, v, status, "room.html", p)
+}
+
+// page returns the messages that a request asks for, whether there are older ones,
+// and whether there are none newer.
+func (s *server) page(r *http.Request, room Room) (events []Event, older, newest bool, err error) {
+	before, _, err := numberOf(r, "before")
+	if err != nil {
+		return nil, false, false, err
+	}
+	at, given, err := numberOf(r, "at")
+	if err == nil && given {
+		before, err = s.store.Around(r.Context(), room.ID, at, historyPage/2)
+	}
+	if err == nil {
+		events, older, err = s.store.Page(r.Context(), room.ID, before, historyPage)
+	}
+	return events, older, before == math.MaxInt64, err
 }
 
 // aboutRoom is what about.html shows besides the page.
