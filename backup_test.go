@@ -18,7 +18,7 @@ import (
 
 var (
 	backupSize = flag.Int("backup", 2000, "how many messages TestBackupUnderLoad backs up")
-	killRounds = flag.Int("kills", 6, "how often TestBackupKill kills each command")
+	killRounds = flag.Int("kills", 3, "how often TestBackupKill kills each command")
 )
 
 // inFile runs a query in a database and returns its number.
@@ -210,7 +210,7 @@ func interrupt(t *testing.T, after time.Duration, signal os.Signal, args ...stri
 // Wherever backup, restore, a migration and a rollback are killed, there is what was
 // before or what was to be, and they can be run again.
 func TestBackupKill(t *testing.T) {
-	const n = 20000
+	const n = 8000
 	template := migrated(t, n)
 	old := template + ".v2"
 	total := inFile(t, old, countMessages)
