@@ -219,7 +219,11 @@ func (d *doctor) checkData() {
 	d.judge("disk", free >= leastDisk, err, fmt.Sprintf("%d MiB are free", free>>20), fmt.Sprintf("make room for %d MiB at least", leastDisk>>20))
 
 	last, err := lastBackup(d.data)
-	d.judge("backup", time.Since(last) < backupLife, err, "the last one is of "+last.Format(time.DateTime),
+	found := "the last one is of " + last.Format(time.DateTime)
+	if errors.Is(err, os.ErrNotExist) {
+		found, err = "there has been none", nil
+	}
+	d.judge("backup", time.Since(last) < backupLife, err, found,
 		"in /etc/cron.d/chatd: 0 3 * * * root chatd backup -f -data "+d.data+" /var/backups/chatd.db")
 }
 
