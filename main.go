@@ -32,7 +32,8 @@ const (
 	bodyWait         = 30 * time.Second
 	keepAlive        = 2 * time.Minute
 	maxHeader        = 16 << 10
-	pagesWait        = time.Second // for pages under way, at the end
+	readWait         = 50 * time.Millisecond // for requests on connections just accepted, at the end
+	pagesWait        = time.Second           // for pages under way
 	spareDescriptors = 200
 	burstSeconds     = 4 // of -rate may be used at once
 )
@@ -423,14 +424,18 @@ func (s *server) serve(ctx context.Context, listeners []net.Listener, stderr io.
 		s.notify("STOPPING=1")
 		s.log.Info("stopping", "cause", context.Cause(ctx))
 	}
+	for _, l := range listeners {
+		l.Close()
+	}
+	for range listeners {
+		<-serving
+	}
+	time.Sleep(readWait) // once Shutdown has begun, net/http hangs up on requests that it has accepted and not read
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), pagesWait)
 	defer cancel()
 	if err := srv.Shutdown(grace); err != nil {
 		s.log.Warn("requests cut off", "err", err)
 		srv.Close()
-	}
-	for range listeners {
-		<-serving
 	}
 	return nil
 }
