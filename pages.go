@@ -166,8 +166,12 @@ func (s *server) loadPages() error {
 		}
 		s.words[lang] = words
 		s.pages[lang] = make(map[string]*template.Template)
+		shared, err := template.New("base.html").Funcs(s.functions(words)).ParseFS(files, "templates/base.html", "templates/tokens.html")
+		if err != nil {
+			return err
+		}
 		for _, name := range names {
-			t, err := template.New("base.html").Funcs(s.functions(words)).ParseFS(files, "templates/base.html", "templates/tokens.html", name)
+			t, err := template.Must(shared.Clone()).ParseFS(files, name)
 			if err != nil {
 				return err
 			}
