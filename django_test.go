@@ -52,9 +52,10 @@ func TestImport(t *testing.T) {
 	if again := readLog(t, dir); len(again) != len(log) {
 		t.Errorf("%d messages, and %d after importing twice", len(log), len(again))
 	}
-	result := first + "\nonce more:\n" + second + "\nmessages:\n"
+	var result strings.Builder
+	result.WriteString(first + "\nonce more:\n" + second + "\nmessages:\n")
 	for _, e := range log {
-		result += fmt.Sprintf("%s %s %s %s %.40q %d\n", timestamp(e.Time), e.CID, e.Room.Name, e.Author.Name, e.Body, len(e.Body))
+		result.WriteString(fmt.Sprintf("%s %s %s %s %.40q %d\n", timestamp(e.Time), e.CID, e.Room.Name, e.Author.Name, e.Body, len(e.Body)))
 	}
 	store, err := OpenStore(dir, nil)
 	if err != nil {
@@ -68,21 +69,21 @@ func TestImport(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer rows.Close()
-	for result += "\nusers:\n"; rows.Next(); result += "\n" {
+	for result.WriteString("\nusers:\n"); rows.Next(); result.WriteString("\n") {
 		var line string
 		if err := rows.Scan(&line); err != nil {
 			t.Fatal(err)
 		}
-		result += line
+		result.WriteString(line)
 	}
 	const file = "testdata/django/import.txt"
 	if *update {
-		if err := os.WriteFile(file, []byte(result), 0o644); err != nil {
+		if err := os.WriteFile(file, []byte(result.String()), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if want, err := os.ReadFile(file); err != nil || result != string(want) {
-		t.Errorf("%v; not as in %s:\n%s", err, file, result)
+	if want, err := os.ReadFile(file); err != nil || result.String() != string(want) {
+		t.Errorf("%v; not as in %s:\n%s", err, file, result.String())
 	}
 }
 
