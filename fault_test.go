@@ -214,6 +214,7 @@ func TestSyncError(t *testing.T) {
 
 // TestLocked lets another program keep the database locked.
 func TestLocked(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	newPeople(t, dir, []string{"lobby"}, "ann", "bob")
 	d := startDaemon(t, dir, "-rate", "0")
@@ -350,6 +351,7 @@ func (s *sender) await(end func(eventFrame) bool) (code string) {
 // overwritten at any point, as when power fails in the middle of the next one. The
 // copy opens cleanly and has exactly the messages whose commit was on disk whole.
 func TestPowerCut(t *testing.T) {
+	t.Parallel()
 	dir, copies := t.TempDir(), t.TempDir()
 	wal := filepath.Join(dir, "chatd.db-wal")
 	ends := []walEnd{{}} // of this write-ahead log

@@ -87,6 +87,7 @@ var frames = []string{
 // TestPermissions writes down who may do what, and compares it with
 // testdata/permissions.txt (-update accepts it). A route without a row fails.
 func TestPermissions(t *testing.T) {
+	t.Parallel()
 	var table strings.Builder
 	line := func(cells ...string) {
 		var text strings.Builder

@@ -321,6 +321,7 @@ func TestTokenLife(t *testing.T) {
 
 // What another process revokes is over within ten seconds, and nothing else.
 func TestTokenCommand(t *testing.T) {
+	t.Parallel()
 	d := startDaemon(t, t.TempDir())
 	root := d.setUp("Root")
 	d.post(root, "/chat/", url.Values{"private": {"secret"}})

@@ -221,20 +221,14 @@ func TestChaosFindsFaults(t *testing.T) {
 		edits [][3]string // file, what is there once, what takes its place
 	}{
 		{"publish before commit", [][3]string{
-			{"store.go", "func (w *writer) commit(", "var early func([]*job)\n\nfunc (w *writer) commit("},
-			{"store.go", `	if err := w.exec("COMMIT")`, `	early(batch)
-	if err := w.exec("COMMIT")`},
-			{"store.go", "	var events []Event\n", `	var events []Event
-	early = func(batch []*job) {
-		var events []Event
-		for _, j := range batch {
-			if j.err == nil && j.event.Kind != "" && !j.event.Again {
-				events = append(events, j.event)
-			}
+			{"store.go", `	if err := w.exec("COMMIT")`, `	var early []Event
+	for _, j := range batch {
+		if j.err == nil && j.event.Kind != "" && !j.event.Again {
+			early = append(early, j.event)
 		}
-		s.publish(events)
 	}
-`},
+	s.publish(early)
+	if err := w.exec("COMMIT")`},
 			{"store.go", "			s.publish(events)\n", ""},
 		}},
 		{"no unique cid", [][3]string{
