@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net/url"
@@ -25,8 +24,7 @@ const backupStep = 256 // pages of 4 KiB between two fsyncs
 // backup is `chatd backup`: it writes all that chatd keeps, as it is at one moment,
 // into one file, while chatd runs. The file is there whole, and examined, or not at all.
 func backup(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	flags := flag.NewFlagSet("chatd backup", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
+	flags := newFlags("chatd backup")
 	data := flags.String("data", "./data", "")
 	force := flags.Bool("f", false, "")
 	words, err := parseWords(flags, args)
@@ -184,8 +182,7 @@ func examine(ctx context.Context, path string) (c contents, err error) {
 
 // restore is `chatd restore`: it makes a data directory of a backup.
 func restore(ctx context.Context, args []string, stdout io.Writer) error {
-	flags := flag.NewFlagSet("chatd restore", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
+	flags := newFlags("chatd restore")
 	data := flags.String("data", "./data", "")
 	words, err := parseWords(flags, args)
 	if err != nil {
@@ -247,8 +244,7 @@ func restore(ctx context.Context, args []string, stdout io.Writer) error {
 // rollback is `chatd rollback`: it undoes a migration. What the database was before
 // is written into it in one transaction, so that nothing can come in between.
 func rollback(ctx context.Context, args []string, stdin *os.File, stdout io.Writer) error {
-	flags := flag.NewFlagSet("chatd rollback", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
+	flags := newFlags("chatd rollback")
 	data := flags.String("data", "./data", "")
 	yes := flags.Bool("yes", false, "")
 	words, err := parseWords(flags, args)

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"maps"
@@ -55,8 +54,7 @@ func importDjango(ctx context.Context, args []string, stdout, stderr io.Writer) 
 		users: make(map[string]User), rooms: make(map[string]Room), claimed: make(map[string]bool),
 		counts: make(map[string]int), progress: newProgress(stderr, "messages"),
 	}
-	flags := flag.NewFlagSet("chatd import-django", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
+	flags := newFlags("chatd import-django")
 	data := flags.String("data", "./data", "")
 	room, zone := flags.String("room", "lobby", ""), flags.String("tz", "UTC", "")
 	dry := flags.Bool("dry-run", false, "")

@@ -10,7 +10,6 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -61,8 +60,7 @@ type doctor struct {
 
 func newDoctor(args []string, stdout io.Writer) (d *doctor, err error) {
 	d = &doctor{stdout: stdout, token: rand.Text(), dial: (&net.Dialer{Timeout: answerWait}).DialContext}
-	flags := flag.NewFlagSet("chatd doctor", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
+	flags := newFlags("chatd doctor")
 	public := flags.String("url", "", "")
 	flags.StringVar(&d.data, "data", "./data", "")
 	flags.StringVar(&d.addr, "addr", "localhost:8080", "")

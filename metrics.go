@@ -159,7 +159,7 @@ func (s *server) sendMetrics(w http.ResponseWriter, r *http.Request, _ visitor) 
 }
 
 func (s *Store) runningPushes(ctx context.Context) (n int, err error) {
-	err = s.read.QueryRowContext(ctx, "SELECT count(*) FROM pushes WHERE ended IS NULL").Scan(&n)
+	err = s.queryRow(ctx, "SELECT count(*) FROM pushes WHERE ended IS NULL").Scan(&n)
 	return n, err
 }
 

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	_ "embed"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -21,8 +20,7 @@ var nginxWord = regexp.MustCompile(`^[\w./:\[\]~-]*$`)
 
 // nginx is `chatd nginx`: it prints what nginx needs to know, to be put in front of us.
 func nginx(args []string, stdout io.Writer) error {
-	flags := flag.NewFlagSet("chatd nginx", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
+	flags := newFlags("chatd nginx")
 	public := flags.String("url", "", "")
 	addr := flags.String("addr", "localhost:8080", "")
 	words, err := parseWords(flags, args)

@@ -43,12 +43,11 @@ func (s *server) handleDoctor(w http.ResponseWriter, r *http.Request, v visitor)
 	}
 	s.setCookie(w, r, "doctor", "", time.Second)
 	said := &http.Request{RemoteAddr: r.RemoteAddr, Header: http.Header{"X-Forwarded-For": {forgedAddress}}}
-	writeJSON(w, http.StatusOK, findings{
+	return writeJSON(w, http.StatusOK, findings{
 		ID: rand.Text(), Proto: r.Proto, Host: r.Host, Header: r.Header, Body: n, Sent: w.Header().Clone(),
 		Peer: r.RemoteAddr, Believed: s.clientAddress(said) == forgedAddress,
 		URL: s.public, Descriptors: descriptors(), MaxConns: s.hub.maxSockets,
 	})
-	return nil
 }
 
 // knowsDoctor reports whether a doctor has left the hash of the token, and lately.
