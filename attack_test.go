@@ -173,7 +173,7 @@ func TestAttacks(t *testing.T) {
 		}
 		p := dialTCP(t, a.d.addr, "/ws/chat/lobby/", "Cookie: "+ann)
 		p.send(opText, []byte(much[:maxFrame+1]))
-		if opcode, payload, err := p.next(); err != nil || opcode != opClose || string(payload[:2]) != "\x03\xf1" { // 1009
+		if opcode, payload, err := p.said(); err != nil || opcode != opClose || string(payload[:2]) != "\x03\xf1" { // 1009
 			t.Errorf("a frame of 64 KiB: %d %q %v", opcode, payload, err)
 		}
 	})

@@ -396,6 +396,14 @@ func (p *peer) next() (opcode byte, payload []byte, err error) {
 	return h[0] & 0x0f, payload, err
 }
 
+// said is next for whom pings, which may come at any time, are nothing.
+func (p *peer) said() (opcode byte, payload []byte, err error) {
+	for opcode = opPing; opcode == opPing; {
+		opcode, payload, err = p.next()
+	}
+	return opcode, payload, err
+}
+
 // listen writes down what comes, until the end.
 func (p *peer) listen() {
 	if p.res.StatusCode != http.StatusSwitchingProtocols {

@@ -264,11 +264,11 @@ func TestChangePassword(t *testing.T) {
 			t.Errorf("%s: %d, want %d\n%s", test.body, status, test.status, text)
 		}
 	}
-	if opcode, payload, err := there.next(); opcode != opClose || err != nil {
+	if opcode, payload, err := there.said(); opcode != opClose || err != nil {
 		t.Errorf("the other session's socket got opcode %d %q, %v; want a Close", opcode, payload, err)
 	}
 	here.send(opText, []byte(`{"message":"still here"}`))
-	if opcode, payload, err := here.next(); opcode != opText || err != nil {
+	if opcode, payload, err := here.said(); opcode != opText || err != nil {
 		t.Errorf("the own socket got opcode %d %q, %v", opcode, payload, err)
 	}
 	if status, _, _ := s.browse("GET", "/chat/", "chatd=there", ""); status != 303 {

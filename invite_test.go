@@ -227,11 +227,11 @@ func TestReset(t *testing.T) {
 	if status != 303 || location != "/chat/" {
 		t.Fatalf("%d %q\n%s", status, location, text)
 	}
-	if opcode, _, err := old.next(); opcode != opClose || err != nil {
+	if opcode, _, err := old.said(); opcode != opClose || err != nil {
 		t.Errorf("the old socket got opcode %d, %v; want a Close", opcode, err)
 	}
 	other.send(opText, []byte(`{"message":"still here"}`))
-	if opcode, _, err := other.next(); opcode != opText || err != nil {
+	if opcode, _, err := other.said(); opcode != opText || err != nil {
 		t.Errorf("another user's socket got opcode %d, %v", opcode, err)
 	}
 	for session, want := range map[string]int{cookie: 200, sessionCookie + "=token-of-ann": 303, sessionCookie + "=token-of-bob": 200} {

@@ -374,6 +374,8 @@ func TestListeners(t *testing.T) {
 			head += string(maskedFrame(0x80|opText, []byte(`{"type":"hello"}`)))
 		}
 		var heard atomic.Int64 // of what is said, once for each listener
+		var ready sync.WaitGroup
+		ready.Add(*listeners)
 		before := d.memory("VmRSS")
 		for range *listeners {
 			conn, err := net.Dial("tcp", d.addr)
@@ -384,30 +386,42 @@ func TestListeners(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer conn.Close()
-			ready := make(chan error, 1)
 			go func() {
 				b := make([]byte, 64<<10)
-				_, err := conn.Read(b)
-				ready <- err
-				for err == nil {
-					var n int
-					n, err = conn.Read(b)
+				for listening := false; ; {
+					n, err := conn.Read(b)
+					if err != nil {
+						return
+					}
+					if !listening && bytes.IndexByte(b[:n], '~') >= 0 {
+						listening = true
+						ready.Done()
+					}
 					heard.Add(int64(bytes.Count(b[:n], []byte("^"))))
 				}
 			}()
-			if err := <-ready; err != nil {
-				t.Fatal(err)
+		}
+		speaker := dialTCP(t, d.addr, "/ws/chat/crowd/", "Cookie: "+cookieOf("ann"))
+		go io.Copy(io.Discard, speaker.conn)
+		allReady := make(chan struct{})
+		go func() { ready.Wait(); close(allReady) }()
+		for waiting := true; waiting; { // a listener is in the room some time after it has its first answer
+			speaker.send(opText, []byte(`{"message":"~"}`))
+			select {
+			case <-allReady:
+				waiting = false
+			case <-time.After(100 * time.Millisecond):
 			}
 		}
 		idle := d.memory("VmRSS") - before
-		speaker := dialTCP(t, d.addr, "/ws/chat/crowd/", "Cookie: "+cookieOf("ann"))
-		go io.Copy(io.Discard, speaker.conn)
 		cpu, began, sent := d.processorTime(), time.Now(), int64(0)
 		text := fmt.Appendf(nil, `{"message":"^%s"}`, strings.Repeat("x", 99))
 		for wait := int64(0); sent == 0 || wait > 0; {
 			if time.Since(began) < *listenTime && heard.Load() >= (sent-window+1)*int64(*listeners) {
 				speaker.send(opText, text)
 				sent++
+			} else if time.Since(began) > *listenTime+time.Minute {
+				break
 			} else {
 				time.Sleep(50 * time.Microsecond)
 			}

@@ -372,7 +372,7 @@ func TestTokenCommand(t *testing.T) {
 	if line := next(doomedStream); line != "" {
 		t.Errorf("the revoked token's stream says %q", line)
 	}
-	if opcode, _, err := socket.next(); opcode != opClose || err != nil {
+	if opcode, _, err := socket.said(); opcode != opClose || err != nil {
 		t.Errorf("the revoked token's socket: opcode %d, %v", opcode, err)
 	}
 	passwd := chatdCommand("user", "passwd", "bob", "-data", d.dir)
@@ -380,7 +380,7 @@ func TestTokenCommand(t *testing.T) {
 	if out, err := passwd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	if opcode, _, err := signedIn.next(); opcode != opClose || err != nil {
+	if opcode, _, err := signedIn.said(); opcode != opClose || err != nil {
 		t.Errorf("the session's socket: opcode %d, %v", opcode, err)
 	}
 	if took := time.Since(began); took > 20*time.Second {
