@@ -65,9 +65,10 @@ type server struct {
 	requestTime       histogram
 	replays, replayed atomic.Int64 // joins with a cursor, and events they were sent
 
-	assets map[string]asset
-	words  map[string]catalogue                     // by language
-	pages  map[string]map[string]*template.Template // by language and file
+	assets  map[string]asset
+	version string                                   // of the assets
+	words   map[string]catalogue                     // by language
+	pages   map[string]map[string]*template.Template // by language and file
 }
 
 // handler is an http.Handler that knows who asks, and returns what went wrong.
@@ -79,6 +80,7 @@ func (s *server) routes() http.Handler {
 	tokened := func(pattern, scope string, h handler) { mux.Handle(pattern, s.handler(scoped(scope, h))) }
 	handle("GET /{$}", s.handleRoot)
 	mux.HandleFunc("GET /static/{file}", s.handleAsset)
+	mux.HandleFunc("GET /static/{version}/{file}", s.handleAsset)
 	mux.HandleFunc("GET /healthz", s.handleHealth)
 	tokened("GET /metrics", "", s.handleMetrics)
 	handle("GET /setup", s.handleSetUpPage)

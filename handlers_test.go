@@ -98,7 +98,7 @@ func TestPages(t *testing.T) {
 			{"from another site", "POST", "/chat/Lobby/", ann, "message=x", "Origin: http://evil.test", 403, "", "another site"},
 			{"from another site", "POST", "/logout", ann, "", "Sec-Fetch-Site: cross-site", 403, "", ""},
 			{"no guests here", "POST", "/guest", "", "username=x", "", 403, "", ""},
-			{"asset", "GET", "/static/chatd.js", "", "", "", 200, "", "use strict"},
+			{"asset", "GET", "/static/chatd.js", "", "", "", 200, "", "The client of a chatd page"},
 			{"template is no asset", "GET", "/static/base.html", "", "", "", 404, "", ""},
 			{"language", "POST", "/language", "", "lang=zh&next=//evil.test/", "", 303, "/chat/", ""},
 			{"language", "POST", "/language", "", "lang=zh&next=/chat/x/", "", 303, "/chat/x/", ""},

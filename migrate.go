@@ -119,6 +119,13 @@ CREATE TABLE deliveries (
   reply   INTEGER REFERENCES log
 ) STRICT;
 CREATE INDEX deliveries_by_hook ON deliveries (hook);
+`, `
+CREATE TABLE levels (
+  user   INTEGER NOT NULL REFERENCES users,
+  room   INTEGER NOT NULL REFERENCES rooms,
+  notify TEXT NOT NULL CHECK (notify IN ('all', 'mentions', 'none')),
+  PRIMARY KEY (user, room)
+) STRICT, WITHOUT ROWID;
 `}
 
 // migrate brings the database to version len(steps)+1, all or nothing. It keeps

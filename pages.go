@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"html/template"
-	"io/fs"
 	"mime"
 	"net/http"
 	"path"
@@ -143,18 +142,27 @@ func (s *server) loadPages() error {
 	s.words = make(map[string]catalogue)
 	s.assets = make(map[string]asset)
 	s.pages = make(map[string]map[string]*template.Template)
-	for _, name := range []string{"chatd.css", "chatd.js", "icon.svg"} {
+	entries, err := files.ReadDir("templates")
+	if err != nil {
+		return err
+	}
+	hash := sha256.New()
+	var names []string
+	for _, entry := range entries {
+		name := entry.Name()
 		content, err := files.ReadFile("templates/" + name)
 		if err != nil {
 			return err
 		}
-		hash := sha256.Sum256(content)
-		s.assets[name] = asset{content, hex.EncodeToString(hash[:8]), mime.TypeByExtension(path.Ext(name))}
+		switch path.Ext(name) {
+		case ".html":
+			names = append(names, "templates/"+name)
+		case ".css", ".js", ".svg":
+			s.assets[name] = asset{content, mime.TypeByExtension(path.Ext(name))}
+			hash.Write(content)
+		}
 	}
-	names, err := fs.Glob(files, "templates/*.html")
-	if err != nil {
-		return err
-	}
+	s.version = hex.EncodeToString(hash.Sum(nil)[:8])
 	for _, lang := range []string{"en", "zh"} {
 		content, err := files.ReadFile("templates/" + lang + ".json")
 		if err != nil {
@@ -186,7 +194,7 @@ func (s *server) functions(words catalogue) template.FuncMap {
 	return template.FuncMap{
 		"t":       words.text,
 		"url":     func(path string) string { return s.base + path },
-		"asset":   func(name string) string { return s.base + "/static/" + name + "?v=" + s.assets[name].version },
+		"asset":   func(name string) string { return s.base + "/static/" + s.version + "/" + name },
 		"roomURL": func(name string) string { return s.base + roomPath(name) },
 		"clock":   func(t time.Time) string { return t.Local().Format("15:04") },
 		"stamp":   timestamp,
@@ -254,10 +262,10 @@ func (v visitor) language(r *http.Request) string {
 	return fallback
 }
 
-// asset is a file that pages refer to by version, so that it can be cached for ever.
+// asset is a file that pages refer to. Its path has the version of all of them,
+// so that it can be cached for ever, and what a module imports is of its version.
 type asset struct {
 	content     []byte
-	version     string
 	contentType string
 }
 
@@ -270,9 +278,9 @@ func (s *server) handleAsset(w http.ResponseWriter, r *http.Request) {
 	}
 	h := w.Header()
 	h.Set("Content-Type", a.contentType)
-	h.Set("ETag", `"`+a.version+`"`)
+	h.Set("ETag", `"`+s.version+`"`)
 	h.Set("Cache-Control", "no-cache")
-	if r.FormValue("v") == a.version {
+	if r.PathValue("version") == s.version {
 		h.Set("Cache-Control", "public, max-age=31536000, immutable")
 	}
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(a.content))

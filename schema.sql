@@ -126,6 +126,14 @@ CREATE TABLE reads (
   PRIMARY KEY (user, room)
 ) STRICT, WITHOUT ROWID;
 
+-- Of what a user wants to be told in a room; without a row, as users.notify says.
+CREATE TABLE levels (
+  user   INTEGER NOT NULL REFERENCES users,
+  room   INTEGER NOT NULL REFERENCES rooms,
+  notify TEXT NOT NULL CHECK (notify IN ('all', 'mentions', 'none')),
+  PRIMARY KEY (user, room)
+) STRICT, WITHOUT ROWID;
+
 -- What lets scripts in.
 CREATE TABLE tokens (
   id      INTEGER PRIMARY KEY,

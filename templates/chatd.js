@@ -1,5 +1,3 @@
-"use strict";
-
 // The client of a chatd page. The server sends every page complete: without this script one can read and send. With it
 // a room is live, what was typed is kept until it is on the server's disk, and a lost connection says so and comes back.
 
