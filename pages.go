@@ -10,6 +10,7 @@ import (
 	"mime"
 	"net/http"
 	"path"
+	"slices"
 	"strings"
 	"time"
 )
@@ -70,6 +71,25 @@ func (p page) Shown(room string) string {
 	return "@" + one
 }
 
+// roomGroup is a list of rooms in base.html.
+type roomGroup struct {
+	ID, Title string // of the element, and the key of its heading
+	Rooms     []RoomState
+}
+
+// Groups returns the rooms, and apart from them the direct messages.
+func (p page) Groups() []roomGroup {
+	groups := []roomGroup{{ID: "rooms"}, {ID: "directs", Title: "room.directs"}}
+	for _, r := range p.Rooms {
+		g := &groups[0]
+		if r.direct() {
+			g = &groups[1]
+		}
+		g.Rooms = append(g.Rooms, r)
+	}
+	return groups
+}
+
 // messageRow is a message in room.html.
 type messageRow struct {
 	ID       int64
@@ -105,6 +125,12 @@ type clientData struct {
 	Cursor   int64             `json:"cursor"`
 	Newest   bool              `json:"newest"`
 	Older    int64             `json:"older"`
+	Newer    int64             `json:"newer"`
+	LastRead int64             `json:"lastRead"`
+	Unread   int               `json:"unread"`
+	Archived bool              `json:"archived"`
+	Admin    bool              `json:"admin"`
+	People   []string          `json:"people"`
 	Limit    int               `json:"limit"` // bytes of a message
 	Words    map[string]string `json:"words"`
 }
@@ -192,9 +218,19 @@ func (s *server) loadPages() error {
 // functions are what templates may call.
 func (s *server) functions(words catalogue) template.FuncMap {
 	return template.FuncMap{
-		"t":       words.text,
-		"url":     func(path string) string { return s.base + path },
-		"asset":   func(name string) string { return s.base + "/static/" + s.version + "/" + name },
+		"t":     words.text,
+		"url":   func(path string) string { return s.base + path },
+		"asset": func(name string) string { return s.base + "/static/" + s.version + "/" + name },
+		"modules": func() []string {
+			var names []string
+			for name := range s.assets {
+				if path.Ext(name) == ".js" {
+					names = append(names, name)
+				}
+			}
+			slices.Sort(names)
+			return names
+		},
 		"roomURL": func(name string) string { return s.base + roomPath(name) },
 		"clock":   func(t time.Time) string { return t.Local().Format("15:04") },
 		"stamp":   timestamp,

@@ -402,7 +402,7 @@ func (s *server) showRoom(w http.ResponseWriter, r *http.Request, v visitor, roo
 	p.Room, p.Topic, p.Newest, p.CID = room.Name, room.Topic, newest, newCID()
 	p.Client = &clientData{
 		Base: s.base, Lang: v.language(r), Username: v.Name, Guest: v.Role == RoleGuest, Room: room.Name,
-		Cursor: cursor, Newest: p.Newest, Older: p.Older, Limit: maxMessage, Words: s.words[v.language(r)].client(),
+		Cursor: cursor, Newest: p.Newest, Older: p.Older, Limit: maxMessage, People: []string{"ann", "李雷", "bob", "韩梅梅"}, Words: s.words[v.language(r)].client(),
 	}
 	return s.render(w, r, v, status, "room.html", p)
 }
