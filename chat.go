@@ -315,7 +315,7 @@ func (s *server) welcome(m *member) (f welcomeFrame, err error) {
 	f.ID = s.hub.Last()
 	rooms, err := s.store.RoomStates(context.Background(), m.user)
 	for _, r := range rooms {
-		f.Rooms = append(f.Rooms, roomFrame{r.Name, r.LastRead, r.Unread, r.Private, r.Topic, r.Archived})
+		f.Rooms = append(f.Rooms, roomFrame{r.Name, r.LastRead, r.Unread, r.Mentions, r.Notify, r.Private, r.Topic, r.Archived})
 	}
 	return f, err
 }

@@ -264,7 +264,8 @@ func (s *server) post(v visitor, room Room, in clientFrame) (Event, error) {
 // history is a page of messages, oldest first.
 type history struct {
 	Messages []historyFrame `json:"messages"`
-	Older    int64          `json:"older"` // 0, or the before= of the next page
+	Older    int64          `json:"older"` // 0, or the before= of the page before
+	Newer    int64          `json:"newer"` // 0, or the after= of the next page
 }
 
 type historyFrame struct {
@@ -273,7 +274,7 @@ type historyFrame struct {
 }
 
 func (s *server) sendHistory(w http.ResponseWriter, r *http.Request, room Room) error {
-	events, more, _, err := s.page(r, room)
+	events, older, newer, err := s.page(r, room)
 	if err != nil {
 		return err
 	}
@@ -281,12 +282,9 @@ func (s *server) sendHistory(w http.ResponseWriter, r *http.Request, room Room) 
 	if err != nil {
 		return err
 	}
-	h := history{Messages: []historyFrame{}}
+	h := history{[]historyFrame{}, older, newer}
 	for _, e := range events {
 		h.Messages = append(h.Messages, historyFrame{newEventFrame(e), reactions[e.ID]})
-	}
-	if more {
-		h.Older = events[0].ID
 	}
 	return writeJSON(w, http.StatusOK, h)
 }

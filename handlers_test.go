@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -418,7 +419,12 @@ func TestCatalogues(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range append(append(names, pages...), "templates/chatd.js") {
+	scripts, err := filepath.Glob("templates/*.js")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var inScripts strings.Builder
+	for _, name := range slices.Concat(names, pages, scripts) {
 		if strings.HasSuffix(name, "_test.go") {
 			continue
 		}
@@ -426,16 +432,24 @@ func TestCatalogues(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		used.WriteString(string(b))
+		used.Write(b)
+		if slices.Contains(scripts, name) {
+			inScripts.Write(b)
+		}
 	}
 	placeholder := regexp.MustCompile(`\{\d\}`)
 	for key, text := range en {
 		if len(placeholder.FindAllString(text, -1)) != len(placeholder.FindAllString(zh[key], -1)) {
 			t.Errorf("%s has other placeholders in zh: %q", key, zh[key])
 		}
-		short := strings.TrimPrefix(strings.TrimPrefix(key, "client."), "error.")
-		if !strings.Contains(used.String(), `"`+short+`"`) && !strings.Contains(used.String(), `"`+key+`"`) && !strings.Contains(used.String(), "words."+short) {
+		short := strings.TrimSuffix(strings.TrimPrefix(strings.TrimPrefix(key, "client."), "error."), "_one")
+		if !strings.Contains(used.String(), `"`+short+`"`) && !strings.Contains(used.String(), `"`+key+`"`) {
 			t.Errorf("%s is not used", key)
+		}
+	}
+	for _, call := range regexp.MustCompile(`\b(?:t|count)\("(\w+)"`).FindAllStringSubmatch(inScripts.String(), -1) {
+		if en["client."+call[1]] == "" {
+			t.Errorf("client.%s is missing", call[1])
 		}
 	}
 	for key := range zh {
@@ -443,7 +457,7 @@ func TestCatalogues(t *testing.T) {
 			t.Errorf("%s is missing in en", key)
 		}
 	}
-	for _, m := range regexp.MustCompile(`(?:refuse\([^,"]+, |problem\{\d+, )"(\w+)"|\{\{t "([\w.]+)"`).FindAllStringSubmatch(used.String(), -1) {
+	for _, m := range regexp.MustCompile(`(?:refuse\([^,"]+, |problem\{\d+, )"(\w+)"|\{\{t "([\w.]+)"`).FindAllStringSubmatch(inScripts.String(), -1) {
 		key := m[2]
 		if key == "" {
 			key = "error." + m[1]

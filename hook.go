@@ -19,7 +19,6 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -253,8 +252,7 @@ func (h *hooks) advance(id int64) (due <-chan time.Time, err error) {
 		return nil, err
 	}
 	if k.Mention {
-		named := mentionOf(k.Bot.Name)
-		next = slices.IndexFunc(page, func(e Event) bool { return named.MatchString(e.Body) })
+		next = slices.IndexFunc(page, func(e Event) bool { return mentions(e.Body, k.Bot.Name) })
 	}
 	if next >= 0 {
 		err = h.deliver(k, page[next])
@@ -264,12 +262,6 @@ func (h *hooks) advance(id int64) (due <-chan time.Time, err error) {
 		})
 	}
 	return time.After(0), err
-}
-
-// mentionOf finds @name, in any case, where no longer name stands. Han, which is written
-// without spaces, may stand on both sides.
-func mentionOf(name string) *regexp.Regexp {
-	return regexp.MustCompile(`(?i)(?:^|\p{Han}|[^\pL\pM\pN_.-])@` + regexp.QuoteMeta(name) + `[_.-]*(?:$|\p{Han}|[^\pL\pM\pN_.-])`)
 }
 
 // deliver tells k of e once, and keeps what came of it.

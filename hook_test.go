@@ -204,6 +204,10 @@ func TestMention(t *testing.T) {
 		{"bot", "first\n@bot\nlast", true},
 		{"bot", "@bot-", true},
 		{"bot", "@robot @bot", true},
+		{"bot", "@@bot", true},
+		{"bot", "@bo", false},
+		{"bot", "@", false},
+		{"bot", "@bot@bots", true},
 		{"bot", "bot", false},
 		{"bot", "@bots", false},
 		{"bot", "@bot2", false},
@@ -220,7 +224,7 @@ func TestMention(t *testing.T) {
 		{"机器人", "@机器人2", false},
 		{"bot", "@bot你好", true},
 	} {
-		if got := mentionOf(test.bot).MatchString(test.text); got != test.want {
+		if got := mentions(test.text, test.bot); got != test.want {
 			t.Errorf("%q mentions %s: %v", test.text, test.bot, got)
 		}
 	}

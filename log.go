@@ -2,9 +2,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"math"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -36,6 +36,10 @@ type Event struct {
 	Time   time.Time
 	Target int64  // the message edited, deleted, reacted to or replied to; KindRead: the newest one read
 	Body   string // text of a message or edit, emoji of a reaction
+	Quote  *Quote // message: what it replies to; nil: nothing
+
+	Back             bool // KindRead: Target is to be an older one
+	Unread, Mentions int  // KindRead: after Target, as in RoomState
 
 	Edited  bool // message: Body is not what was first said
 	Deleted bool // message or edit: Body is gone
@@ -59,9 +63,11 @@ func (w *writer) message(e *Event) error {
 		return err
 	}
 	if e.Target != 0 {
-		if _, err := w.target(e); err != nil {
+		m, err := w.target(e)
+		if err != nil {
 			return err
 		}
+		e.Quote = m.Quote
 	}
 	return w.append(e, "")
 }
@@ -119,12 +125,12 @@ func (w *writer) react(e *Event) error {
 
 // target finds the message that e is about, which must still have a text and be
 // in the room that e names, where e's author may speak. An e that names no room
-// gets that of the message.
+// gets that of the message. The Quote of m is one of m itself.
 func (w *writer) target(e *Event) (m Event, err error) {
 	m.ID = e.Target
 	err = w.queryRow(`
-		SELECT l.author, l.body, `+roomColumns+` FROM log l JOIN rooms r ON r.id = l.room
-		WHERE l.id = ? AND l.kind = 'message' AND l.body IS NOT NULL AND `+e.Author.sees(), m.ID).Scan(m.Room.columns(&m.Author.ID, &m.Body)...)
+		SELECT q.author, q.body, `+quoteColumn+", "+roomColumns+` FROM log q JOIN rooms r ON r.id = q.room JOIN users a ON a.id = q.author
+		WHERE q.id = ? AND q.kind = 'message' AND q.body IS NOT NULL AND `+e.Author.sees(), m.ID).Scan(m.Room.columns(&m.Author.ID, &m.Body, quotation{&m.Quote})...)
 	switch {
 	case err != nil:
 		return m, err
@@ -169,29 +175,38 @@ func (w *writer) recall(e *Event) error {
 	return instead(err, ErrNotFound, nil)
 }
 
-// markRead moves the marker forward only.
-func (w *writer) markRead(e *Event) error {
-	if err := w.checkRoom(e); err != nil && !errors.Is(err, ErrArchived) {
-		return err
-	}
-	asked := e.Target
-	err := w.queryRow(`
-		INSERT INTO reads (user, room, last_read_id) VALUES (?, ?, min(?, (SELECT coalesce(max(id), 0) FROM log)))
-		ON CONFLICT (user, room) DO UPDATE SET last_read_id = max(last_read_id, excluded.last_read_id)
-		RETURNING last_read_id`, e.Author.ID, e.Room.ID, asked).Scan(&e.Target)
-	e.Again = e.Target > asked
-	return err
-}
-
 // selectEvents begins every query for events, whose rows Event.columns scans.
 const selectEvents = `
 	SELECT l.id, l.kind, u.id, u.name, u.role, u.bot, coalesce(l.cid, ''), l.time, coalesce(l.target, 0), coalesce(l.body, ''),
-		l.edited IS NOT NULL, l.body IS NULL AND l.kind != 'delete', l.pushed, ` + roomColumns + `
-	FROM log l JOIN rooms r ON r.id = l.room JOIN users u ON u.id = l.author `
+		l.edited IS NOT NULL, l.body IS NULL AND l.kind != 'delete', l.pushed, ` + quoteColumn + ", " + roomColumns + `
+	FROM log l JOIN rooms r ON r.id = l.room JOIN users u ON u.id = l.author
+	LEFT JOIN log q ON q.id = l.target AND l.kind = 'message' LEFT JOIN users a ON a.id = q.author `
 
 func (e *Event) columns() []any {
 	return e.Room.columns(&e.ID, &e.Kind, &e.Author.ID, &e.Author.Name, &e.Author.Role, &e.Author.Bot, &e.CID, millis{&e.Time}, &e.Target, &e.Body,
-		&e.Edited, &e.Deleted, &e.Pushed)
+		&e.Edited, &e.Deleted, &e.Pushed, quotation{&e.Quote})
+}
+
+// Quote is the beginning of a message, as it is now, under a reply to it.
+type Quote struct {
+	Username string `json:"username"`
+	Message  string `json:"message,omitempty"` // 200 characters at most
+	Deleted  bool   `json:"deleted,omitempty"`
+}
+
+// quoteColumn is the message q by a that a Quote is made of: the name, in which there
+// are no line ends, one of those, and the text. A deleted one has only the name.
+const quoteColumn = "a.name || coalesce(char(10) || substr(q.body, 1, 200), '')"
+
+// quotation scans a quoteColumn. NULL is no quote.
+type quotation struct{ quote **Quote }
+
+func (q quotation) Scan(value any) error {
+	if text, ok := value.(string); ok {
+		name, message, there := strings.Cut(text, "\n")
+		*q.quote = &Quote{name, message, !there}
+	}
+	return nil
 }
 
 // events returns what a query finds. It stops early, and says that there is more,
@@ -243,6 +258,21 @@ func (s *Store) Page(ctx context.Context, room, before int64, limit int) (page [
 	}
 	slices.Reverse(page)
 	return page, older, err
+}
+
+// PageAfter returns the oldest messages of a room with ids above after, oldest first, limit
+// at most.
+func (s *Store) PageAfter(ctx context.Context, room, after int64, limit int) (page []Event, err error) {
+	page, _, err = s.events(ctx, "WHERE l.room = ? AND l.kind = 'message' AND l.id > ? ORDER BY l.id LIMIT ?", room, after, limit)
+	return page, err
+}
+
+// Beyond reports whether a room has messages with ids below first, and above last.
+func (s *Store) Beyond(ctx context.Context, room, first, last int64) (below, above bool, err error) {
+	err = s.queryRow(ctx, `
+		SELECT EXISTS (SELECT 1 FROM log WHERE room = ?1 AND kind = 'message' AND id < ?2),
+			EXISTS (SELECT 1 FROM log WHERE room = ?1 AND kind = 'message' AND id > ?3)`, room, first, last).Scan(&below, &above)
+	return below, above, err
 }
 
 // Around returns the before of the Page that ends with the given number of messages

@@ -126,6 +126,7 @@ CREATE TABLE levels (
   notify TEXT NOT NULL CHECK (notify IN ('all', 'mentions', 'none')),
   PRIMARY KEY (user, room)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX log_mentions ON log (room) WHERE kind = 'message' AND instr(body, '@');
 `}
 
 // migrate brings the database to version len(steps)+1, all or nothing. It keeps

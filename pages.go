@@ -49,7 +49,7 @@ type page struct {
 	Topic    string
 	Messages []messageRow // oldest first
 	Older    int64        // 0, or the before= of the next page
-	Newest   bool         // the page ends with the newest message
+	Newer    int64        // 0, if the page ends with the newest message, or the after= of the next page
 	CID      string
 	Pushes   bool // there is a button for another push
 	Client   *clientData
@@ -118,21 +118,39 @@ func tagOf(e Event) string {
 // clientData is what chatd.js begins with.
 type clientData struct {
 	Base     string            `json:"base"`
-	Lang     string            `json:"lang"`
 	Username string            `json:"username"`
 	Guest    bool              `json:"guest"`
 	Room     string            `json:"room"`
 	Cursor   int64             `json:"cursor"`
-	Newest   bool              `json:"newest"`
 	Older    int64             `json:"older"`
 	Newer    int64             `json:"newer"`
 	LastRead int64             `json:"lastRead"`
-	Unread   int               `json:"unread"`
+	Unread   int               `json:"unread"` // in this room
 	Archived bool              `json:"archived"`
 	Admin    bool              `json:"admin"`
-	People   []string          `json:"people"`
-	Limit    int               `json:"limit"` // bytes of a message
+	People   []string          `json:"people"` // whom the visitor may mention
+	Limit    int               `json:"limit"`  // bytes of a message
 	Words    map[string]string `json:"words"`
+}
+
+// fillClient gives the script what it begins with. Everything up to cursor is in the page.
+func (s *server) fillClient(r *http.Request, v visitor, room Room, cursor int64, p *page) (err error) {
+	if p.Rooms, err = s.store.RoomStates(r.Context(), v.User); err != nil {
+		return err
+	}
+	people, err := s.store.People(r.Context(), v.User, room)
+	if err != nil {
+		return err
+	}
+	p.Client = &clientData{
+		Base: s.base, Username: v.Name, Guest: v.Role == RoleGuest, Admin: v.Role == RoleAdmin,
+		Room: room.Name, Archived: room.Archived, Cursor: cursor, Older: p.Older, Newer: p.Newer,
+		People: append([]string{}, people...), Limit: maxMessage, Words: s.words[v.language(r)].client(),
+	}
+	if i := slices.IndexFunc(p.Rooms, func(o RoomState) bool { return o.ID == room.ID }); i >= 0 {
+		p.Client.LastRead, p.Client.Unread = p.Rooms[i].LastRead, p.Rooms[i].Unread
+	}
+	return nil
 }
 
 // render fills in what every page has. The page is complete before the first
@@ -144,12 +162,14 @@ func (s *server) render(w http.ResponseWriter, r *http.Request, v visitor, statu
 		p.Path = "/chat/"
 	}
 	if v.ID != 0 {
-		p.Me = &v.User
-		rooms, err := s.store.RoomStates(r.Context(), v.User)
-		if err != nil && file != "error.html" {
-			return err
+		p.Me, p.Online = &v.User, s.hub.Online()
+		if p.Rooms == nil {
+			rooms, err := s.store.RoomStates(r.Context(), v.User)
+			if err != nil && file != "error.html" {
+				return err
+			}
+			p.Rooms = rooms
 		}
-		p.Rooms, p.Online = rooms, s.hub.Online()
 	}
 	var b bytes.Buffer
 	if err := s.pages[p.Lang][file].Execute(&b, p); err != nil {

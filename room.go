@@ -10,7 +10,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"time"
 )
 
 // Room is a place with a name. Names differ in more than case. A private room of
@@ -247,31 +246,6 @@ func (s *Store) RemoveMember(r Room, u User) error {
 	return s.update(func(w *writer) error { return w.removeMember(r, u) })
 }
 
-const unreadMost = 100 // counting stops here
-
-// RoomState is a room as one user sees it.
-type RoomState struct {
-	Room
-	LastRead int64
-	Unread   int       // messages by others after LastRead; unreadMost stands for more
-	Time     time.Time // of the newest event; zero in an empty room
-}
-
-// RoomStates returns the rooms that the user may see, by name.
-func (s *Store) RoomStates(ctx context.Context, u User) ([]RoomState, error) {
-	return collect(ctx, s.read, func(r *RoomState) []any { return r.columns(&r.LastRead, &r.Unread, millis{&r.Time}) }, `
-		WITH seen AS (
-			SELECT r.*, coalesce(d.last_read_id, u.first_id) AS last
-			FROM rooms r JOIN users u ON u.id = ?1 LEFT JOIN reads d ON d.user = u.id AND d.room = r.id
-			WHERE `+u.sees()+`
-		)
-		SELECT last,
-			(SELECT count(*) FROM (SELECT 1 FROM log l WHERE l.room = r.id AND l.id > last
-				AND l.kind = 'message' AND l.body IS NOT NULL AND l.author != ?1 LIMIT ?2)),
-			(SELECT time FROM log l WHERE l.room = r.id ORDER BY l.id DESC LIMIT 1), `+roomColumns+`
-		FROM seen r ORDER BY key`, u.ID, unreadMost)
-}
-
 // enter returns the room of that name, if v may see it. Who enters a public room
 // that is not there makes it, and so with direct messages, which are called @name
 // or by both names.
@@ -358,7 +332,7 @@ func (s *server) createPrivate(r *http.Request, v visitor) (Room, error) {
 }
 
 // handleRoom shows the newest messages of a room, or, with ?before=ID, older ones,
-// or, with ?at=ID, those around one; or it streams what is said there.
+// or, with ?after=ID, newer ones, or, with ?at=ID, those around one; or it streams what is said there.
 func (s *server) handleRoom(w http.ResponseWriter, r *http.Request, v visitor, room Room) error {
 	if room.Name != r.PathValue("room") {
 		return s.redirect(w, r, roomPath(room.Name)+query(r))
@@ -385,7 +359,7 @@ func (s *server) showRoom(w http.ResponseWriter, r *http.Request, v visitor, roo
 	// The cursor is read first: what comes in between is in the page and comes
 	// over the socket too, where the script knows it by its id.
 	cursor := s.hub.Last()
-	events, more, newest, err := s.page(r, room)
+	events, older, newer, err := s.page(r, room)
 	if err != nil {
 		return err
 	}
@@ -393,35 +367,55 @@ func (s *server) showRoom(w http.ResponseWriter, r *http.Request, v visitor, roo
 		p.Messages = append(p.Messages, messageRow{e.ID, e.Author.Name, tagOf(e), e.Author.ID == v.ID,
 			e.Body, e.Time, e.Edited, e.Deleted, e.Target})
 	}
-	if more {
-		p.Older = events[0].ID
-	}
 	if p.Pushes, err = s.store.HasPushes(r.Context(), room.ID); err != nil {
 		return err
 	}
-	p.Room, p.Topic, p.Newest, p.CID = room.Name, room.Topic, newest, newCID()
-	p.Client = &clientData{
-		Base: s.base, Lang: v.language(r), Username: v.Name, Guest: v.Role == RoleGuest, Room: room.Name,
-		Cursor: cursor, Newest: p.Newest, Older: p.Older, Limit: maxMessage, People: []string{"ann", "李雷", "bob", "韩梅梅"}, Words: s.words[v.language(r)].client(),
+	p.Room, p.Topic, p.Older, p.Newer, p.CID = room.Name, room.Topic, older, newer, newCID()
+	if err := s.fillClient(r, v, room, cursor, &p); err != nil {
+		return err
 	}
 	return s.render(w, r, v, status, "room.html", p)
 }
 
-// page returns the messages that a request asks for, whether there are older ones,
-// and whether there are none newer.
-func (s *server) page(r *http.Request, room Room) (events []Event, older, newest bool, err error) {
+// page returns the messages that a request asks for, the before= of the page that comes
+// before them and the after= of the one that follows, 0 if there is none.
+func (s *server) page(r *http.Request, room Room) (events []Event, older, newer int64, err error) {
+	ctx := r.Context()
+	after, follows, err := numberOf(r, "after")
+	if err != nil {
+		return nil, 0, 0, err
+	}
 	before, _, err := numberOf(r, "before")
 	if err != nil {
-		return nil, false, false, err
+		return nil, 0, 0, err
 	}
 	at, given, err := numberOf(r, "at")
 	if err == nil && given {
-		before, err = s.store.Around(r.Context(), room.ID, at, historyPage/2)
+		before, err = s.store.Around(ctx, room.ID, at, historyPage/2)
 	}
-	if err == nil {
-		events, older, err = s.store.Page(r.Context(), room.ID, before, historyPage)
+	switch {
+	case err != nil:
+	case follows:
+		events, err = s.store.PageAfter(ctx, room.ID, after, historyPage)
+		older, newer = after+1, after
+	default:
+		events, _, err = s.store.Page(ctx, room.ID, before, historyPage)
+		older, newer = before, max(before-1, 0)
 	}
-	return events, older, before == math.MaxInt64, err
+	if err != nil {
+		return nil, 0, 0, err
+	}
+	if len(events) > 0 {
+		older, newer = events[0].ID, events[len(events)-1].ID
+	}
+	below, above, err := s.store.Beyond(ctx, room.ID, older, newer)
+	if !below {
+		older = 0
+	}
+	if !above || !follows && before == math.MaxInt64 { // what has just come is still on its way to sockets
+		newer = 0
+	}
+	return events, older, newer, err
 }
 
 // aboutRoom is what about.html shows besides the page.
@@ -429,7 +423,8 @@ type aboutRoom struct {
 	Room
 	Direct  bool
 	Members []string
-	Manage  bool // may rename, archive and remove
+	Manage  bool   // may rename, archive and remove
+	Notify  string // as Store.Level has it
 	Pushes  []Push
 	Push    Push // what the form for another begins with
 }
@@ -460,7 +455,11 @@ func (s *server) showAbout(w http.ResponseWriter, r *http.Request, v visitor, ro
 	if err != nil {
 		return err
 	}
-	p.About = &aboutRoom{room, room.direct(), members, manage, pushes, defaultPush}
+	level, err := s.store.Level(r.Context(), v.User, room)
+	if err != nil {
+		return err
+	}
+	p.About = &aboutRoom{room, room.direct(), members, manage, level, pushes, defaultPush}
 	return s.render(w, r, v, status, "about.html", p)
 }
 
@@ -493,6 +492,8 @@ func (s *server) changeRoom(r *http.Request, v visitor, room Room) (Room, error)
 	}
 	action, changed := r.PostFormValue("action"), room
 	switch {
+	case action == "notify":
+		return room, s.setLevel(r, v.User, room)
 	case v.Role == RoleGuest, !manage && slices.Contains([]string{"rename", "archive", "restore", "remove"}, action), room.direct() && action != "topic":
 		return room, ErrForbidden
 	case action == "topic":
@@ -517,6 +518,16 @@ func (s *server) changeRoom(r *http.Request, v visitor, room Room) (Room, error)
 		return room, instead(err, ErrTaken, refuse(http.StatusConflict, "room_taken"))
 	}
 	return changed, nil
+}
+
+func (s *server) setLevel(r *http.Request, u User, room Room) error {
+	level := r.PostFormValue("notify")
+	if level == "default" {
+		level = ""
+	} else if !slices.Contains(notifyLevels, level) {
+		return refuse(http.StatusBadRequest, "bad_request")
+	}
+	return s.store.SetLevel(u, room, level)
 }
 
 func (s *server) changeMember(r *http.Request, room Room, add bool) error {

@@ -109,6 +109,8 @@ CREATE UNIQUE INDEX log_retry ON log (cid, author) WHERE cid IS NOT NULL;
 CREATE INDEX log_by_room ON log (room);
 -- What a deletion has to blank besides the message.
 CREATE INDEX log_edits ON log (target) WHERE kind = 'edit';
+-- What may mention somebody.
+CREATE INDEX log_mentions ON log (room) WHERE kind = 'message' AND instr(body, '@');
 
 -- Who reacts how to which message now; the log says when it came about.
 CREATE TABLE reactions (

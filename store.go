@@ -248,6 +248,7 @@ func (s *Store) commitLoop(w *writer) {
 type writer struct {
 	conn    *sql.Conn
 	insert  *sql.Stmt // the statement of every message, worth preparing
+	unread  *sql.Stmt // counts what a reader has left, after every look at a room
 	version *sql.Stmt // says a number that changes when another process has written
 	seen    int64     // that number, when it was looked into last
 	last    int64     // id of the newest event published, or about to be
@@ -272,11 +273,16 @@ func newWriter(db *sql.DB) (*writer, error) {
 	if err != nil {
 		return nil, err
 	}
+	unread, err := conn.PrepareContext(context.Background(),
+		"SELECT "+countColumns+"FROM rooms r JOIN users u ON u.id = ?3, (SELECT ?4 AS last) WHERE r.id = ?5")
+	if err != nil {
+		return nil, err
+	}
 	version, err := conn.PrepareContext(context.Background(), "PRAGMA data_version")
 	if err != nil {
 		return nil, err
 	}
-	w := &writer{conn: conn, insert: insert, version: version}
+	w := &writer{conn: conn, insert: insert, unread: unread, version: version}
 	err = version.QueryRow().Scan(&w.seen)
 	if err == nil {
 		err = w.queryRow(lastID).Scan(&w.last)
@@ -288,6 +294,7 @@ func newWriter(db *sql.DB) (*writer, error) {
 // leave its write-ahead log behind.
 func (w *writer) close() {
 	w.insert.Close()
+	w.unread.Close()
 	w.version.Close()
 	w.conn.Close()
 }

@@ -98,7 +98,7 @@ func (d *dialect) frames(events []Event) (frames []byte, n int) {
 var (
 	// dialectV1 is chatd.v1, the one that shows everything.
 	dialectV1 = &dialect{
-		encode:   func(e Event) []byte { return encodeJSON(newEventFrame(e)) },
+		encode:   encodeV1,
 		refuse:   refuseJSON,
 		caughtUp: func(id int64) []byte { return textFrame(caughtUpFrame{"caught_up", id}) },
 	}
@@ -146,6 +146,7 @@ type eventFrame struct {
 	Time     string `json:"time,omitempty"`
 	CID      string `json:"cid,omitempty"`
 	ReplyTo  int64  `json:"reply_to,omitempty"`
+	Quote    *Quote `json:"quote,omitempty"`
 	Edited   bool   `json:"edited,omitempty"`
 	Deleted  bool   `json:"deleted,omitempty"`
 	Pushed   bool   `json:"pushed,omitempty"`
@@ -163,7 +164,7 @@ func newEventFrame(e Event) eventFrame {
 	switch e.Kind {
 	case KindMessage:
 		f.Message, f.Edited, f.Deleted, f.Pushed = e.Body, e.Edited, e.Deleted, e.Pushed
-		f.Target, f.ReplyTo = 0, e.Target
+		f.Target, f.ReplyTo, f.Quote = 0, e.Target, e.Quote
 	case KindEdit:
 		f.Message, f.Deleted = e.Body, e.Deleted
 	case KindReact, KindUnreact:
@@ -183,6 +184,21 @@ func newEventFrame(e Event) eventFrame {
 // timestamp is how times go over the wire: UTC, always with milliseconds.
 func timestamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }
 
+func encodeV1(e Event) []byte {
+	if e.Kind == KindRead {
+		return encodeJSON(markerFrame{"read", e.Target, e.Room.Name, e.Unread, e.Mentions})
+	}
+	return encodeJSON(newEventFrame(e))
+}
+
+type markerFrame struct {
+	Type     string `json:"type"` // read
+	ID       int64  `json:"id"`   // the newest message read
+	Room     string `json:"room"`
+	Unread   int    `json:"unread"` // what is after it, as in roomFrame
+	Mentions int    `json:"mentions"`
+}
+
 type welcomeFrame struct {
 	Type     string      `json:"type"` // welcome
 	Username string      `json:"username"`
@@ -194,6 +210,8 @@ type roomFrame struct {
 	Room     string `json:"room"`
 	LastRead int64  `json:"last_read_id"`
 	Unread   int    `json:"unread"`
+	Mentions int    `json:"mentions"`
+	Notify   string `json:"notify"`
 	Private  bool   `json:"private,omitempty"`
 	Topic    string `json:"topic,omitempty"`
 	Archived bool   `json:"archived,omitempty"`
@@ -287,6 +305,7 @@ type clientFrame struct {
 	ID       int64  `json:"id"`
 	Emoji    string `json:"emoji"`
 	On       *bool  `json:"on"`
+	Back     bool   `json:"back"` // read: mark what is after id unread
 	Username string `json:"username"`
 }
 
@@ -332,7 +351,10 @@ func (f clientFrame) event(author User, room Room) (Event, error) {
 			return e, refuse(400, "bad_frame")
 		}
 		return e, nil
-	case KindDelete, KindRead, KindTyping:
+	case KindRead:
+		e.Back = f.Back
+		return e, nil
+	case KindDelete, KindTyping:
 		return e, nil
 	}
 	return e, refuse(400, "unknown_type")

@@ -1,12 +1,12 @@
 // The client of a chatd page. The server sends every page complete: without this script one can read and send. With it
 // a room is live, what was typed is kept until it is on the server's disk, and a lost connection says so and comes back.
 
-import { byId, client, refreshTimes } from "./page.js";
+import { client, refreshTimes } from "./page.js";
 import { startNet, tick } from "./net.js";
 import { outbox, startOutbox } from "./outbox.js";
 import { fail, startLog } from "./log.js";
 import { paintUnread, startRooms } from "./rooms.js";
-import { hear, makeSwitch, showTotals, startNotify } from "./notify.js";
+import { hear, showTotals, startNotify } from "./notify.js";
 import { startComposer } from "./composer.js";
 import { startActions } from "./actions.js";
 import { startMenus } from "./menus.js";
@@ -17,7 +17,6 @@ if (client) {
   startOutbox(fail);
   startLog(paintUnread);
   startNotify();
-  byId("switches").append(makeSwitch("newline"));
   if (!client.archived) startComposer();
   startActions();
   startNet(() => outbox.waiting().length);

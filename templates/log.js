@@ -1,7 +1,7 @@
 // The log of a room: rows in the order of their ids, pages of older and newer ones, where the reader is, and how far he
 // has read. At most maxRows are in the page; what scrolls away at one end can be loaded again.
 
-import { byId, client, coarse, copy, dayName, getJSON, isVisible, make, roomURL, setText, showTime, t } from "./page.js";
+import { byId, client, coarse, copy, count, dayName, getJSON, isVisible, make, roomURL, setText, showTime, t } from "./page.js";
 import { net, on, post } from "./net.js";
 import { flush, outbox } from "./outbox.js";
 import * as row from "./rows.js";
@@ -320,11 +320,11 @@ export function toEnd() {
 
 // Changes the log so that who is at the end stays there, and others have before them what they had.
 function keepPlace(end, how) {
-  const seen = end ? null : [...list.querySelectorAll("li[data-author]")].find(li => topOf(li) + li.clientHeight > 0);
-  const was = seen && topOf(seen);
+  const first = end ? null : [...list.querySelectorAll("li[data-author]")].find(li => topOf(li) + li.clientHeight > 0);
+  const text = first?.querySelector(".body"), was = text && topOf(text); // the row may lose its head to one above
   how();
   if (end) toEnd();
-  else if (seen?.isConnected) list.scrollTop += topOf(seen) - was;
+  else if (text?.isConnected) list.scrollTop += topOf(text) - was;
 }
 
 function showUnseen(n) {
@@ -423,6 +423,7 @@ function begin() {
   if (meant) jumpTo(meant);
   else if (certain && topOf(first) < list.clientHeight / 3) toThird(first);
   byId("unread").hidden = !client.unread || certain || Boolean(newer);
+  setText(byId("unread"), count("unread_count", client.unread));
   showUnseen(0);
 }
 

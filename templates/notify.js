@@ -75,8 +75,8 @@ function beep() {
 }
 
 // A setting of this browser: a button in the header's menu that is pressed or not.
-export function makeSwitch(name, turnOn = () => true) {
-  const button = make("button", "switch", t(`set_${name}`));
+export function makeSwitch(name, label, turnOn = () => true) {
+  const button = make("button", "switch", label);
   button.type = "button";
   button.setAttribute("aria-pressed", wants(name));
   button.addEventListener("click", async () => {
@@ -95,5 +95,8 @@ async function askPermission() {
 
 export function startNotify() {
   plain.src = icon;
-  byId("switches").append(makeSwitch("desktop", askPermission), makeSwitch("sound", () => { beep(); return true; }));
+  byId("switches").append(
+    makeSwitch("desktop", t("set_desktop"), askPermission),
+    makeSwitch("sound", t("set_sound"), () => { beep(); return true; }),
+    makeSwitch("newline", t("set_newline")));
 }
