@@ -96,7 +96,7 @@ type messageRow struct {
 	Username string
 	Tag      string // what stands beside the name: guest, bot, pushed or nothing
 	Own      bool
-	Message  string
+	Message  template.HTML
 	Time     time.Time
 	Edited   bool
 	Deleted  bool

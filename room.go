@@ -363,9 +363,10 @@ func (s *server) showRoom(w http.ResponseWriter, r *http.Request, v visitor, roo
 	if err != nil {
 		return err
 	}
+	known := s.namesShown(events)
 	for _, e := range events {
 		p.Messages = append(p.Messages, messageRow{e.ID, e.Author.Name, tagOf(e), e.Author.ID == v.ID,
-			e.Body, e.Time, e.Edited, e.Deleted, e.Target})
+			formatMessage(e.Body, v.Name, known), e.Time, e.Edited, e.Deleted, e.Target})
 	}
 	if p.Pushes, err = s.store.HasPushes(r.Context(), room.ID); err != nil {
 		return err
