@@ -286,7 +286,7 @@ func (s *server) sendHistory(w http.ResponseWriter, r *http.Request, room Room) 
 	for _, e := range events {
 		h.Messages = append(h.Messages, historyFrame{newEventFrame(e), reactions[e.ID]})
 	}
-	return writeJSON(w, http.StatusOK, h)
+	return s.sendJSON(w, r, h)
 }
 
 // missed is a page of the log, oldest first.
@@ -315,5 +315,5 @@ func (s *server) sendMissed(w http.ResponseWriter, r *http.Request, v visitor, r
 		answer.Events = append(answer.Events, newEventFrame(e))
 		answer.ID = e.ID
 	}
-	return writeJSON(w, http.StatusOK, answer)
+	return s.sendJSON(w, r, answer)
 }

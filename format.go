@@ -196,11 +196,10 @@ func isNameEdge(r rune) bool {
 	return unicode.Is(unicode.Han, r) || !unicode.In(r, unicode.L, unicode.M, unicode.N) && !strings.ContainsRune("._-", r)
 }
 
-// namesShown knows the names that a page with these messages shows anyhow, so that nobody learns by
-// a mention who has an account.
-func (s *server) namesShown(events []Event) func(name string) bool {
+// namesKnown knows the people that the visitor may mention, and the authors of messages.
+func namesKnown(people []string, events []Event) func(name string) bool {
 	known := make(map[string]bool)
-	for _, name := range s.hub.Online() {
+	for _, name := range people {
 		known[foldName(name)] = true
 	}
 	for _, e := range events {

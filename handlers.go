@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -65,6 +66,7 @@ type server struct {
 	requestTime       histogram
 	replays, replayed atomic.Int64 // joins with a cursor, and events they were sent
 
+	gzips   sync.Pool // of *gzip.Writer
 	assets  map[string]asset
 	version string                                   // of the assets
 	words   map[string]catalogue                     // by language
@@ -102,6 +104,7 @@ func (s *server) routes() http.Handler {
 	tokened("GET /chat/{$}", "", s.handleRoomsOrSocket)
 	tokened("GET /chat/{room}/{$}", scopeRead, s.signedIn(s.inRoom(s.handleRoom)))
 	tokened("POST /chat/{room}/{$}", scopePost, s.signedIn(s.handlePost))
+	tokened("GET /chat/{room}/edits/{id}", scopeRead, s.signedIn(s.inRoom(s.handleEdits)))
 	handle("POST /chat/{$}", s.signedIn(form(s.handleCreateRoom)))
 	handle("GET /chat/{room}/about/{$}", s.signedIn(s.inRoom(s.handleAbout)))
 	handle("POST /chat/{room}/about/{$}", s.signedIn(form(s.inRoom(s.handleChangeRoom))))

@@ -50,6 +50,7 @@ var requests = map[string]string{
 	"POST /chat/{room}/{$}":        "/chat/secret/ message=hello",
 	"GET /chat/{room}/about/{$}":   "/chat/secret/about/",
 	"POST /chat/{room}/about/{$}":  "/chat/secret/about/ action=topic&topic=x",
+	"GET /chat/{room}/edits/{id}":  "/chat/secret/edits/1",
 	"GET /push":                    "/push?room=secret",
 	"POST /push":                   "/push?room=secret every=2s",
 	"GET /ws":                      "socket /ws",

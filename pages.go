@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"html/template"
+	"maps"
 	"mime"
 	"net/http"
 	"path"
@@ -51,7 +52,9 @@ type page struct {
 	Older    int64        // 0, or the before= of the next page
 	Newer    int64        // 0, if the page ends with the newest message, or the after= of the next page
 	CID      string
-	Pushes   bool // there is a button for another push
+	Message  int64  // whose Edits these are
+	Edits    []Edit // oldest first
+	Pushes   bool   // there is a button for another push
 	Client   *clientData
 
 	Admin *adminPage
@@ -92,15 +95,25 @@ func (p page) Groups() []roomGroup {
 
 // messageRow is a message in room.html.
 type messageRow struct {
-	ID       int64
-	Username string
-	Tag      string // what stands beside the name: guest, bot, pushed or nothing
-	Own      bool
-	Message  template.HTML
-	Time     time.Time
-	Edited   bool
-	Deleted  bool
-	ReplyTo  int64
+	Event
+	Tag       string // what stands beside the name: guest, bot, pushed or nothing
+	Own       bool
+	Text      template.HTML
+	Reactions []reactionRow
+}
+
+// reactionRow is an emoji under a message.
+type reactionRow struct {
+	Emoji string
+	Names []string // of those who react with it
+	Mine  bool
+}
+
+func reactionRows(names map[string][]string, me string) (rows []reactionRow) {
+	for _, emoji := range slices.Sorted(maps.Keys(names)) {
+		rows = append(rows, reactionRow{emoji, names[emoji], slices.Contains(names[emoji], me)})
+	}
+	return rows
 }
 
 func tagOf(e Event) string {
@@ -177,9 +190,7 @@ func (s *server) render(w http.ResponseWriter, r *http.Request, v visitor, statu
 		http.Error(w, s.words[p.Lang].text("error.internal"), http.StatusInternalServerError)
 		return nil
 	}
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	w.WriteHeader(status)
-	w.Write(b.Bytes())
+	s.send(w, r, status, "text/html; charset=utf-8", b.Bytes())
 	return nil
 }
 
@@ -204,7 +215,7 @@ func (s *server) loadPages() error {
 		case ".html":
 			names = append(names, "templates/"+name)
 		case ".css", ".js", ".svg":
-			s.assets[name] = asset{content, mime.TypeByExtension(path.Ext(name))}
+			s.assets[name] = asset{content, s.compress(content), mime.TypeByExtension(path.Ext(name))}
 			hash.Write(content)
 		}
 	}
@@ -255,6 +266,7 @@ func (s *server) functions(words catalogue) template.FuncMap {
 		"clock":   func(t time.Time) string { return t.Local().Format("15:04") },
 		"stamp":   timestamp,
 		"hue":     hue,
+		"join":    strings.Join,
 		"past":    func(id int64) int64 { return id + 1 }, // the before= of a page that ends with id
 		"json": func(v any) (string, error) {
 			b, err := json.Marshal(v)
@@ -321,8 +333,8 @@ func (v visitor) language(r *http.Request) string {
 // asset is a file that pages refer to. Its path has the version of all of them,
 // so that it can be cached for ever, and what a module imports is of its version.
 type asset struct {
-	content     []byte
-	contentType string
+	content, zipped []byte
+	contentType     string
 }
 
 // handleAsset needs no visitor: those whom we do not let in see pages too.
@@ -334,10 +346,16 @@ func (s *server) handleAsset(w http.ResponseWriter, r *http.Request) {
 	}
 	h := w.Header()
 	h.Set("Content-Type", a.contentType)
-	h.Set("ETag", `"`+s.version+`"`)
+	h.Set("Vary", "Accept-Encoding")
+	content, tag := a.content, s.version
+	if takesGzip(r) && r.Header.Get("Range") == "" { // parts are of what they are parts of
+		content, tag = a.zipped, s.version+"-gzip"
+		h.Set("Content-Encoding", "gzip")
+	}
+	h.Set("ETag", `"`+tag+`"`)
 	h.Set("Cache-Control", "no-cache")
 	if r.PathValue("version") == s.version {
 		h.Set("Cache-Control", "public, max-age=31536000, immutable")
 	}
-	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(a.content))
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
 }

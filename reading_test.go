@@ -129,3 +129,39 @@ func TestClientData(t *testing.T) {
 		}
 	})
 }
+
+// What the script shows of a message is in the page without it too.
+func TestMessageRows(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, dir, false)
+		ann, room := s.session("ann"), s.room("lobby")
+		first := s.say(room, "bob", "one <b>").ID
+		event := func(e Event) {
+			if _, err := s.store.AppendWait(e); err != nil {
+				t.Fatal(err)
+			}
+		}
+		event(Event{Kind: KindMessage, Room: room, Author: s.user("bob"), Target: first, Body: "a reply"})
+		for _, who := range []string{"ann", "bob"} {
+			event(Event{Kind: KindReact, Author: s.user(who), Target: first, Body: "👍"})
+		}
+		event(Event{Kind: KindReact, Author: s.user("bob"), Target: first, Body: "<"})
+		event(Event{Kind: KindEdit, Author: s.user("bob"), Target: first, Body: "two <b>"})
+		_, text := s.clientData("/chat/lobby/", ann)
+		for _, want := range []string{
+			`<a class="at" href="?at=1#m1"><time `,
+			`<a class="quote" href="?at=1#m1" data-target="1"><b dir="auto">bob</b> <span dir="auto">two &lt;b&gt;</span></a>`,
+			`<ul class="reactions"><li><button type="button" class="reaction" data-emoji="&lt;" aria-pressed="false" title="bob">&lt; <b>1</b></button></li>` +
+				`<li><button type="button" class="reaction mine" data-emoji="👍" aria-pressed="true" title="ann, bob">👍 <b>2</b></button></li></ul>`,
+			`<span class="mark"><a href="/chat/lobby/edits/1">edited</a></span>`,
+		} {
+			if strings.Count(text, want) != 1 {
+				t.Errorf("%s is not there once in\n%s", want, text)
+			}
+		}
+		if _, _, text := s.browse("GET", "/chat/lobby/edits/1", ann, ""); !strings.Contains(text, "one &lt;b&gt;") || !strings.Contains(text, `href="/chat/lobby/?at=1#m1"`) {
+			t.Errorf("the edits are\n%s", text)
+		}
+	})
+}

@@ -363,10 +363,9 @@ func (s *server) showRoom(w http.ResponseWriter, r *http.Request, v visitor, roo
 	if err != nil {
 		return err
 	}
-	known := s.namesShown(events)
-	for _, e := range events {
-		p.Messages = append(p.Messages, messageRow{e.ID, e.Author.Name, tagOf(e), e.Author.ID == v.ID,
-			formatMessage(e.Body, v.Name, known), e.Time, e.Edited, e.Deleted, e.Target})
+	reactions, err := s.store.Reactions(r.Context(), events)
+	if err != nil {
+		return err
 	}
 	if p.Pushes, err = s.store.HasPushes(r.Context(), room.ID); err != nil {
 		return err
@@ -374,6 +373,11 @@ func (s *server) showRoom(w http.ResponseWriter, r *http.Request, v visitor, roo
 	p.Room, p.Topic, p.Older, p.Newer, p.CID = room.Name, room.Topic, older, newer, newCID()
 	if err := s.fillClient(r, v, room, cursor, &p); err != nil {
 		return err
+	}
+	known := namesKnown(p.Client.People, events)
+	for _, e := range events {
+		row := messageRow{e, tagOf(e), e.Author.ID == v.ID, formatMessage(e.Body, v.Name, known), reactionRows(reactions[e.ID], v.Name)}
+		p.Messages = append(p.Messages, row)
 	}
 	return s.render(w, r, v, status, "room.html", p)
 }
