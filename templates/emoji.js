@@ -1,7 +1,7 @@
 // The emoji that have names here, in the order of the picker. Any other one can be typed or pasted.
 
 const table = `
-👍 thumbsup 赞 好|👎 thumbsdown 踩|❤️ heart 爱心 红心|😂 joy 笑哭|🎉 tada party 庆祝|👀 eyes 看看|🙏 pray thanks 谢谢 拜托|✅ check done 完成
+👍 thumbsup 赞 好|❤️ heart 爱心 红心|😂 joy 笑哭|🎉 tada party 庆祝|👀 eyes 看看|🙏 pray thanks 谢谢 拜托|👎 thumbsdown 踩|✅ check done 完成
 😀 grinning 笑|😄 smile 开心|😅 sweat_smile 汗|😊 blush 微笑|😉 wink 眨眼|😍 heart_eyes 喜欢|😘 kiss 亲亲|🤔 thinking 思考|😐 neutral 面无表情
 🙄 eye_roll 白眼|😏 smirk 坏笑|😢 cry 哭|😭 sob 大哭|😡 angry 生气|😱 scream 惊恐|😴 sleeping 睡觉|🤒 sick 生病|😎 cool 酷|🥳 partying 派对
 🤯 mind_blown 震惊|😇 innocent 天使|🤗 hug 抱抱|🤣 rofl 笑死|🥲 bittersweet 含泪|🫡 salute 收到 敬礼|👋 wave 你好 再见|👌 ok 没问题|✌️ victory 耶
@@ -19,4 +19,4 @@ export const emojis = table.trim().split(/[\n|]/).map(entry => {
 });
 
 // Those offered without the picker.
-export const quickEmojis = emojis.slice(0, 8).map(e => e.emoji);
+export const quickEmojis = emojis.slice(0, 6).map(e => e.emoji);

@@ -84,6 +84,7 @@ export function lose(code) {
   }
   emit("lost");
   setState("offline");
+  setTimeout(paintStatus, grace);
 }
 
 function retryLater() {

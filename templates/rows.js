@@ -152,7 +152,7 @@ export function setState(li, state, words) {
   li.classList.remove("pending", "failed", "sent");
   if (state) li.classList.add(state);
   li.querySelector(".state, .refused")?.remove();
-  if (words) li.append(make("span", "state", make("span", "unseen", words)));
+  if (words) li.querySelector(".head").append(make("span", "state", make("span", "unseen", words)));
 }
 
 export const setPending = li => setState(li, "pending", t("sending"));
