@@ -308,7 +308,7 @@ func (m *member) begin() {
 }
 
 func (s *server) welcome(m *member) (f welcomeFrame, err error) {
-	f = welcomeFrame{Type: "welcome", Username: m.user.Name, Rooms: []roomFrame{}}
+	f = welcomeFrame{Type: "welcome", Username: m.user.Name, Version: s.version, Rooms: []roomFrame{}}
 	if m.deaf {
 		return f, nil
 	}

@@ -208,6 +208,7 @@ func newTestServer(t *testing.T, dir string, guests bool) *testServer {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ts.version = "test" // transcripts tell it
 	ts.http = ts.httpServer()
 	go ts.http.Serve(ts.listener)
 	ts.stopPush = ts.pushes.start()

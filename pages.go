@@ -23,15 +23,17 @@ const (
 
 // page is what the templates get.
 type page struct {
-	Lang   string
-	Me     *User // nil: nobody is signed in
-	Guests bool  // visitors without an account may come in
-	Error  string
-	Notice string
-	Next   string            // where to go after signing in
-	Path   string            // this page
-	Form   map[string]string // what was typed
-	Status int
+	Lang    string
+	Theme   string // light, dark, or "" as the system says
+	Me      *User  // nil: nobody is signed in
+	Guests  bool   // visitors without an account may come in
+	Error   string
+	Notice  string
+	Next    string            // where to go after signing in
+	Path    string            // this page
+	Form    map[string]string // what was typed
+	Status  int
+	Version string // of the assets
 
 	Proxied  bool // a proxy says who it is
 	Sessions []Session
@@ -170,6 +172,7 @@ func (s *server) fillClient(r *http.Request, v visitor, room Room, cursor int64,
 // byte is sent, so that an error can still become a 500.
 func (s *server) render(w http.ResponseWriter, r *http.Request, v visitor, status int, file string, p page) error {
 	p.Lang, p.Guests, p.Path, p.Status, p.Proxied = v.language(r), s.guests, r.URL.RequestURI(), status, v.proxied
+	p.Theme, p.Version = theme(r), s.version
 	p.Register = s.register
 	if r.Method != http.MethodGet {
 		p.Path = "/chat/"
@@ -214,7 +217,7 @@ func (s *server) loadPages() error {
 		switch path.Ext(name) {
 		case ".html":
 			names = append(names, "templates/"+name)
-		case ".css", ".js", ".svg":
+		case ".css", ".js", ".svg", ".png":
 			s.assets[name] = asset{content, s.compress(content), mime.TypeByExtension(path.Ext(name))}
 			hash.Write(content)
 		}

@@ -202,7 +202,8 @@ type markerFrame struct {
 type welcomeFrame struct {
 	Type     string      `json:"type"` // welcome
 	Username string      `json:"username"`
-	ID       int64       `json:"id"` // newest event there is
+	ID       int64       `json:"id"`      // newest event there is
+	Version  string      `json:"version"` // of the page's assets
 	Rooms    []roomFrame `json:"rooms"`
 }
 
