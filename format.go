@@ -33,10 +33,11 @@ var endsLink = []*unicode.RangeTable{
 		{0x2026, 0x2026, 1}, {0x3000, 0x303f, 1}, {0xfe30, 0xfe6f, 1}, {0xff00, 0xffef, 1}}},
 }
 
+// A formatter is at work on one message.
 type formatter struct {
 	me    string
 	known func(name string) bool
-	out   []string
+	out   []string // HTML, a piece for each marker, so that it can still become a tag
 }
 
 // formatMessage returns the HTML of a message. me is who reads it; known says which other names
@@ -158,7 +159,7 @@ func link(s []rune, i int) (string, int) {
 	return `<a href="` + url + `" rel="noopener noreferrer nofollow" target="_blank">` + url + "</a>", end
 }
 
-// mention has the rule of mentionOf.
+// mention has the rule of mentionOf. Nothing that a name consists of needs to be escaped.
 func (f *formatter) mention(s []rune, i int) (string, int) {
 	end := i + 1
 	for isNamePart(s[end]) && end <= i+maxUserName {

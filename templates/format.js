@@ -24,6 +24,7 @@ function make(tag, attributes, ...children) {
 // Returns a DocumentFragment of a message. me is who reads it; known(name) says which other names are somebody's, in any case.
 export function format(text, me, known) {
   const all = document.createDocumentFragment();
+  // As Go's EqualFold. Of what a name consists of, only the dot means something here.
   const mine = new RegExp(`^(?:${me.replaceAll(".", "\\.")}|all|所有人)$`, "iu");
   const classOf = name => mine.test(name) ? "mention me" : known(name) ? "mention" : "";
   let end = 0; // of the last block
