@@ -209,6 +209,7 @@ export function fail(entry) {
     ...message ? [[t("copy"), async button => { await copy(message); setText(button, t("copied")); }]] : [],
     [t("discard"), () => {
       outbox.remove(cid);
+      byId("text")?.focus();
       if (!id) return dropPending(cid);
       row.setState(li);
       if (former !== undefined) row.showText(li, former.message, former.edited);

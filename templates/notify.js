@@ -37,11 +37,15 @@ function paintIcon(colour) {
 const wants = name => shelf.get(shelf.key(name)) === "on";
 const allowed = () => window.Notification?.permission === "granted";
 
-// What hears of every message of others, and tells of those that the room's level is for.
+// What hears of every message of others, and tells of those that the room's level is for. All tabs of a browser hear of
+// them: the one where it is being read keeps the others silent, else the first one speaks.
 export function hear(f, room) {
-  if (f.room === client.room && isReading()) return;
-  if (room.notify === "none" || room.notify === "mentions" && !f.mentions) return;
-  if (Number(shelf.get(shelf.key("told"))) >= f.id) return; // another tab was first
+  if (f.room === client.room && isReading()) shelf.set(shelf.key("told"), `${f.id}`);
+  else if (room.notify === "all" || room.notify === "mentions" && f.mentions) setTimeout(call, 200 + 200 * Math.random(), f);
+}
+
+function call(f) {
+  if (Number(shelf.get(shelf.key("told"))) >= f.id) return;
   shelf.set(shelf.key("told"), `${f.id}`);
   if (wants("sound")) beep();
   if (wants("desktop") && allowed() && !(isVisible() && document.hasFocus())) tell(f);
