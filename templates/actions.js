@@ -94,5 +94,7 @@ export function startActions() {
   list.addEventListener("click", onClick);
   arrows(byId("actions"));
   arrows(byId("picker"));
-  byId("emoji")?.addEventListener("click", e => openPicker(e.currentTarget, insertText));
+  const emoji = byId("emoji"); // an archived room has no composer
+  emoji?.addEventListener("click", () => openPicker(emoji, insertText));
+  emoji?.removeAttribute("hidden");
 }
