@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	unreadMost   = 100  // counting stops here
-	peopleMost   = 500  // names in a page
-	mentionsMost = 1000 // the newest unread messages with an @, which are looked into
+	unreadMost   = 100 // counting stops here
+	peopleMost   = 500 // names in a page
+	mentionsMost = 500 // the newest unread messages with an @, which are looked into
 )
 
 // RoomState is a room as one user sees it.
@@ -136,17 +136,18 @@ func mentions(text string, names ...string) bool {
 		return unicode.Is(unicode.Han, r) || !unicode.In(r, unicode.L, unicode.M, unicode.N) && !strings.ContainsRune("_.-", r)
 	}
 	for before, after, found := strings.Cut(text, "@"); found; before, after, found = strings.Cut(after, "@") {
-		if r, _ := utf8.DecodeLastRuneInString(before); !ends(r) {
-			continue
-		}
 		for _, name := range names {
 			size := 0
 			for range name {
 				_, n := utf8.DecodeRuneInString(after[size:])
 				size += n
 			}
+			if !strings.EqualFold(after[:size], name) {
+				continue
+			}
+			previous, _ := utf8.DecodeLastRuneInString(before)
 			next, _ := utf8.DecodeRuneInString(strings.TrimLeft(after[size:], "_.-"))
-			if strings.EqualFold(after[:size], name) && ends(next) {
+			if ends(previous) && ends(next) {
 				return true
 			}
 		}
