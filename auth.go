@@ -63,7 +63,6 @@ func (u User) author() User {
 func (u User) limited() bool { return u.Confined || u.Only != 0 }
 
 const (
-	hashRounds      = 600_000    // of PBKDF2-SHA-256, about a tenth of a second
 	maxHashRounds   = 10_000_000 // what we are willing to verify
 	minPassword     = 8          // characters
 	maxPassword     = 256        // bytes

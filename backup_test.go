@@ -292,7 +292,6 @@ func TestBackupUnderLoad(t *testing.T) {
 	fill(t, path, *backupSize)
 	d := startDaemon(t, dir, "-rate", "0")
 	p := dialTCP(t, d.addr, "/ws/chat/lobby/", "Cookie: "+cookieOf("ann"))
-	p.conn.SetDeadline(time.Now().Add(time.Hour))
 	var longest, heard atomic.Int64
 	stop := make(chan struct{})
 	var all sync.WaitGroup
@@ -313,6 +312,7 @@ func TestBackupUnderLoad(t *testing.T) {
 	})
 	all.Go(func() {
 		for {
+			p.conn.SetDeadline(time.Now().Add(tooLong))
 			f, err := p.nextChat()
 			var sent int64
 			if fmt.Sscan(f.Message, &sent); err != nil || sent == 0 {

@@ -25,7 +25,7 @@ const (
 	shiftEnter = "\uE008\uE007\uE000" // the last one lets go of Shift
 )
 
-const patience = 20 * time.Second // how long a page may take to come to show something
+const patience = 40 * time.Second // how long a page may take to come to show something
 
 // browser is a headless Chromium with one tab, driven by a chromedriver of its own.
 type browser struct {
@@ -68,7 +68,7 @@ func startBrowser(t *testing.T, name, lang string, switches ...string) *browser 
 			t.Error(err)
 			cmd.Process.Kill()
 		}
-		cmd.Wait()
+		wait(cmd)
 	})
 	var session struct{ SessionID string }
 	b.do("POST", "/session", anything{"capabilities": anything{"alwaysMatch": anything{
@@ -97,8 +97,10 @@ func startDriver(t *testing.T, driver string) (cmd *exec.Cmd, url string) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		hangs := time.AfterFunc(patience, func() { cmd.Process.Kill() })
 		for lines := bufio.NewScanner(stdout); lines.Scan(); said.WriteString(lines.Text() + "\n") {
 			if m := started.FindStringSubmatch(lines.Text()); m != nil {
+				hangs.Stop()
 				return cmd, "http://127.0.0.1:" + m[1]
 			}
 		}

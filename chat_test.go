@@ -309,7 +309,20 @@ func (l *memoryListener) Accept() (net.Conn, error) {
 
 func (l *memoryListener) Close() error   { l.once.Do(func() { close(l.done) }); return nil }
 func (l *memoryListener) Addr() net.Addr { return &net.TCPAddr{} }
-func (l *memoryListener) dial() net.Conn { a, b := net.Pipe(); l.conns <- localConn{a}; return b }
+
+// dial opens a connection that cannot be waited on without an end.
+func (l *memoryListener) dial() net.Conn {
+	a, b := net.Pipe()
+	if b.SetDeadline(time.Now().Add(tooLong)); time.Now().Year() < 2020 { // a bubble, where the years begin with 2000 and are free
+		b.SetDeadline(time.Now().AddDate(0, 0, 60))
+	}
+	select {
+	case l.conns <- localConn{a}:
+	case <-l.done:
+		a.Close()
+	}
+	return b
+}
 
 // localConn says that it comes from this machine, which proxies do.
 type localConn struct{ net.Conn }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -132,7 +133,7 @@ func TestTail(t *testing.T) {
 	if want := "[message message react edit delete message]"; fmt.Sprint(types) != want {
 		t.Errorf("-json printed %v, want %s", types, want)
 	}
-	if err := tail.cmd.Process.Signal(os.Interrupt); err != nil || tail.cmd.Wait() != nil {
+	if err := tail.cmd.Process.Signal(os.Interrupt); err != nil || wait(tail.cmd) != nil {
 		t.Errorf("interrupted: %v, %v", err, tail.cmd.ProcessState)
 	}
 }
@@ -158,7 +159,7 @@ func TestSay(t *testing.T) {
 			token = d.token(scopeBoth)
 		}
 		c := d.terminal(token, strings.NewReader(test.stdin), strings.Fields(test.args)...)
-		if err := c.cmd.Wait(); err != nil {
+		if err := wait(c.cmd); err != nil {
 			t.Errorf("%s: %v\n%s", test.args, err, c.log)
 		}
 		if strings.HasPrefix(test.args, "chat") && strings.Count(c.log.String(), "ann: aloud\n") != 1 {
@@ -204,7 +205,7 @@ func TestClientRefused(t *testing.T) {
 		{post, "say ops " + strings.Repeat("x", maxMessage+1), "(too_long)\n"},
 	} {
 		c := d.terminal(test.token, directory, strings.Fields(test.args)...)
-		err := c.cmd.Wait()
+		err := wait(c.cmd)
 		if out := c.log.String(); err == nil || strings.Count(out, "\n") != 1 || !strings.HasPrefix(out, "chatd: ") || !strings.Contains(out, test.want) {
 			t.Errorf("%.40s: %v, want a line with %q in\n%s", test.args, err, test.want, out)
 		}
@@ -213,6 +214,7 @@ func TestClientRefused(t *testing.T) {
 
 // What is said faster than allowed arrives all the same, complete and in order.
 func TestSayManyLines(t *testing.T) {
+	t.Parallel()
 	for rate, most := range map[string]int{"0": 1000, "5": 40} {
 		d, _ := newRoom(t, "-rate", rate)
 		var lines bytes.Buffer
@@ -220,7 +222,7 @@ func TestSayManyLines(t *testing.T) {
 			fmt.Fprintln(&lines, i)
 		}
 		c := d.terminal(d.token(scopePost), &lines, "say", "ops")
-		if err := c.cmd.Wait(); err != nil {
+		if err := wait(c.cmd); err != nil {
 			t.Errorf("rate %s: %v\n%s", rate, err, c.log)
 		}
 		got, messages := d.said()
@@ -243,6 +245,7 @@ func isCount(t *testing.T, what string, got []string, n int) {
 
 // chatd is killed and stopped in the middle: nothing is missing, nothing comes twice.
 func TestClientOutage(t *testing.T) {
+	t.Parallel()
 	const lines = 4000
 	d, ann := newRoom(t, "-rate", "300")
 	tail := d.terminal(d.token(scopeRead), nil, "tail", "ops")
@@ -266,7 +269,7 @@ func TestClientOutage(t *testing.T) {
 		d.say(ann, "ops", fmt.Sprint("away ", i))
 		tail.saw(fmt.Sprintf("away %d\n", i))
 	}
-	if err := say.cmd.Wait(); err != nil {
+	if err := wait(say.cmd); err != nil {
 		t.Errorf("say: %v\n%s", err, say.log)
 	}
 	tail.saw(fmt.Sprintln("", lines-1))
@@ -285,7 +288,7 @@ func TestClientOutage(t *testing.T) {
 	d.kill()
 	execSQL(t, d.dir, "UPDATE tokens SET revoked = 1").Close()
 	d.start()
-	if err := tail.cmd.Wait(); err == nil || !strings.HasSuffix(tail.log.String(), "/ws: 401 Unauthorized\n") {
+	if err := wait(tail.cmd); err == nil || !strings.HasSuffix(tail.log.String(), "/ws: 401 Unauthorized\n") {
 		t.Errorf("without its token tail goes on: %v\n%.300s", err, tail.log)
 	}
 }
@@ -328,7 +331,9 @@ func TestClientRetries(t *testing.T) {
 	}
 	io.WriteString(out, "1\n2\n3\n4\n")
 	out.Close()
-	if err := runClient(t.Context(), "say", []string{"ops", "-url", fake.URL}, in, io.Discard, t.Output()); err != nil {
+	soon, cancel := context.WithTimeout(t.Context(), tooLong)
+	defer cancel()
+	if err := runClient(soon, "say", []string{"ops", "-url", fake.URL}, in, io.Discard, t.Output()); err != nil {
 		t.Fatal(err)
 	}
 	mu.Lock()

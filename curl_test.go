@@ -37,7 +37,7 @@ func curl(t *testing.T, args ...string) *exec.Cmd {
 	if _, err := exec.LookPath("curl"); err != nil {
 		need(t, "curl is not installed")
 	}
-	return exec.Command("curl", append([]string{"-sN"}, args...)...)
+	return exec.Command("curl", append([]string{"-sN", "--max-time", fmt.Sprint(tooLong.Seconds())}, args...)...)
 }
 
 // TestCurlResume cuts curl off again and again while much is said, and has it go on
@@ -223,7 +223,7 @@ func startProgram(t *testing.T, c *exec.Cmd) *lockedBuffer {
 
 // await waits until what was said has text in it.
 func (b *lockedBuffer) await(text string) bool {
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(tooLong)
 	for !strings.Contains(b.String(), text) {
 		select {
 		case <-b.grown:
@@ -236,6 +236,7 @@ func (b *lockedBuffer) await(text string) bool {
 
 // TestCurlRetries has curl wait for its turn: 429 says when to try again.
 func TestCurlRetries(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	newPeople(t, dir, []string{"lobby"}, "ann")
 	secret := newToken(t, dir, Token{User: "ann", Scope: scopePost})

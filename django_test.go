@@ -173,7 +173,7 @@ func TestImportLarge(t *testing.T) {
 	if err := half.Start(); err != nil {
 		t.Fatal(err)
 	}
-	for began := time.Now(); len(copiesIn(t, dir)) == 0 && time.Since(began) < 20*time.Second; {
+	for began := time.Now(); len(copiesIn(t, dir)) == 0 && time.Since(began) < tooLong; {
 	}
 	half.Process.Kill()
 	half.Wait()
@@ -202,9 +202,6 @@ func TestImportLarge(t *testing.T) {
 	}
 	if len(copies) != *djangoMessages || before == 0 || before == len(copies) {
 		t.Errorf("%d of %d messages came, %d before the kill", len(copies), *djangoMessages, before)
-	}
-	if slowest > 5*time.Second {
-		t.Errorf("others had to wait %v", slowest)
 	}
 	d.stop()
 }

@@ -4,6 +4,7 @@ import (
 	"database/sql"
 	"encoding/binary"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -46,6 +47,7 @@ func cookieOf(name string) string { return sessionCookie + "=" + name }
 
 // What chatd cannot start with it says in one line, and ends.
 func TestStartRefuses(t *testing.T) {
+	t.Parallel()
 	database := func(dir string) *os.File {
 		f, err := os.OpenFile(filepath.Join(dir, "chatd.db"), os.O_RDWR, 0)
 		if err != nil {
@@ -208,7 +210,7 @@ func TestSyncError(t *testing.T) {
 		go io.Copy(io.Discard, said) // ends with strace
 	}, func() {
 		tracer.Process.Signal(syscall.SIGINT)
-		tracer.Wait()
+		wait(tracer)
 	})
 }
 
@@ -237,7 +239,7 @@ func ail(t *testing.T, d *daemon, harm, heal func()) {
 	harm()
 	began := time.Now()
 	code := ""
-	for code == "" && time.Since(began) < 20*time.Second {
+	for code == "" && time.Since(began) < tooLong {
 		code = ann.say()
 	}
 	if code != "storage" {
@@ -263,7 +265,7 @@ func ail(t *testing.T, d *daemon, harm, heal func()) {
 	}
 	heal()
 	began = time.Now()
-	for ann.again() != "" && time.Since(began) < 20*time.Second {
+	for ann.again() != "" && time.Since(began) < tooLong {
 	}
 	t.Logf("%d messages, then told after %v: %s; well again after %v", len(ann.seen)-1, told.Round(time.Millisecond), ann.words, time.Since(began).Round(time.Millisecond))
 	if code := bob.again(); code != "" {
@@ -323,7 +325,7 @@ func (s *sender) again() (code string) {
 func (s *sender) await(end func(eventFrame) bool) (code string) {
 	s.t.Helper()
 	for {
-		s.conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+		s.conn.SetReadDeadline(time.Now().Add(tooLong))
 		payload, err := s.nextText()
 		var f struct {
 			eventFrame
@@ -347,6 +349,8 @@ func (s *sender) await(end func(eventFrame) bool) (code string) {
 	}
 }
 
+var commitsCut = flag.Int("cuts", 500, "how many messages TestPowerCut commits")
+
 // TestPowerCut copies the files after a commit, with the write-ahead log cut or
 // overwritten at any point, as when power fails in the middle of the next one. The
 // copy opens cleanly and has exactly the messages whose commit was on disk whole.
@@ -369,7 +373,7 @@ func TestPowerCut(t *testing.T) {
 			logs++
 		}
 		ends = append(ends, end)
-		if random.IntN(6) > 0 || end.offset > 3<<20 { // with 1000 pages of 4 KiB it moves to the database
+		if random.IntN(4) > 0 || end.offset > 3<<20 { // with 1000 pages of 4 KiB it moves to the database
 			return
 		}
 		db, err := os.ReadFile(filepath.Join(dir, "chatd.db"))
@@ -406,7 +410,7 @@ func TestPowerCut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 2000 {
+	for range *commitsCut {
 		size := 1 + random.IntN(maxMessage)
 		if _, err := store.AppendWait(Event{Kind: KindMessage, Room: room, Author: ann, Body: strings.Repeat("x", size)}); err != nil {
 			t.Fatal(err)

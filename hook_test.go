@@ -530,6 +530,7 @@ func TestHookReachesNothingPrivate(t *testing.T) {
 // chatd is killed again and again when an endpoint has been told and its answer is on the
 // way: nothing is missing, all is in order, and nothing is answered twice.
 func TestHookKill(t *testing.T) {
+	t.Parallel()
 	const messages = 30
 	told, all := make(chan string), make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -554,7 +555,7 @@ func TestHookKill(t *testing.T) {
 	}
 	next, again := 0, 0
 	for n := 0; next < messages; n++ {
-		switch text := <-told; text {
+		switch text := receive(t, told); text {
 		case fmt.Sprint(next):
 			next++
 		case fmt.Sprint(next - 1):

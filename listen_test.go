@@ -24,7 +24,7 @@ func dialUnix(t *testing.T, path string) net.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn.SetDeadline(time.Now().Add(time.Minute))
+	conn.SetDeadline(time.Now().Add(tooLong))
 	return conn
 }
 
@@ -151,6 +151,7 @@ func activated(d *daemon, sockets []*os.File, env ...string) *exec.Cmd {
 // chatd answers on all sockets that systemd has for it, and says when it is ready, when
 // it stops, and that it lives, as long as it can write.
 func TestSystemd(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{filepath.Join(t.TempDir(), "notify"), "@chatd-test-" + filepath.Base(t.TempDir()) + fmt.Sprint(os.Getpid())} {
 		told, err := net.ListenPacket("unixgram", name)
 		if err != nil {
@@ -178,7 +179,7 @@ func TestSystemd(t *testing.T) {
 		}
 		d := &daemon{t: t, dir: t.TempDir()}
 		d.run(activated(d, []*os.File{tcp, unix}, "NOTIFY_SOCKET="+name, "WATCHDOG_USEC=200000"))
-		if got := next(10 * time.Second); got != "READY=1" {
+		if got := next(tooLong); got != "READY=1" {
 			t.Errorf("first %q", got)
 		}
 		d.addr = addr
@@ -186,23 +187,23 @@ func TestSystemd(t *testing.T) {
 		if res, _ := askUnix(t, path, "GET", "/login/", ""); res.StatusCode != http.StatusOK {
 			t.Error(res.Status)
 		}
-		if got := next(10 * time.Second); got != "WATCHDOG=1" {
+		if got := next(tooLong); got != "WATCHDOG=1" {
 			t.Errorf("then %q", got)
 		}
 		if strings.HasPrefix(name, "/") { // once is enough
 			lock := execSQL(t, d.dir, "BEGIN IMMEDIATE")
-			for next(300*time.Millisecond) != "" { // what was on its way
+			for next(700*time.Millisecond) != "" { // what was on its way
 			}
-			if got := next(lockWait / 2 * time.Millisecond); got != "" {
+			if got := next(lockWait / 3 * time.Millisecond); got != "" {
 				t.Errorf("the writer waits, and it says %q", got)
 			}
-			if got := next(10 * time.Second); got != "WATCHDOG=1" {
+			if got := next(tooLong); got != "WATCHDOG=1" {
 				t.Errorf("the writer has given up, no restart would help, and it says %q", got)
 			}
 			if _, err := lock.ExecContext(t.Context(), "ROLLBACK"); err != nil {
 				t.Fatal(err)
 			}
-			if got := next(10 * time.Second); got != "WATCHDOG=1" {
+			if got := next(tooLong); got != "WATCHDOG=1" {
 				t.Errorf("it can write again, and says %q", got)
 			}
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -303,13 +304,15 @@ func TestCatchUp(t *testing.T) {
 		float64(*backlog)/took.Seconds(), before>>10, d.memory("VmHWM")>>10)
 }
 
-var floodTime = flag.Duration("flood", 2*time.Second, "how long TestLoginFlood lasts")
+var (
+	floodTime = flag.Duration("flood", 2*time.Second, "how long TestLoginFlood lasts")
+	strangers = flag.Int("strangers", 8, "how many try passwords in TestLoginFlood")
+)
 
 // TestLoginFlood has strangers try passwords as fast as they can, from many
 // addresses, while others chat. Those hear each other in time, and whoever knows
 // the password gets in.
 func TestLoginFlood(t *testing.T) {
-	const strangers = 32
 	dir := t.TempDir()
 	newPeople(t, dir, []string{"lobby"}, "ann")
 	d := startDaemon(t, dir, "-rate", "0")
@@ -317,8 +320,8 @@ func TestLoginFlood(t *testing.T) {
 	var stop atomic.Bool
 	var tries, answered atomic.Int64
 	var all sync.WaitGroup
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: strangers}}
-	for i := range strangers {
+	client := &http.Client{Timeout: tooLong, Transport: &http.Transport{MaxIdleConnsPerHost: *strangers}}
+	for i := range *strangers {
 		all.Go(func() {
 			for j := 0; !stop.Load(); j++ {
 				r, err := http.NewRequest("POST", d.url("/login/"), strings.NewReader("username=owner&password=guess"))
@@ -336,6 +339,7 @@ func TestLoginFlood(t *testing.T) {
 			}
 		})
 	}
+	defer stop.Store(true)
 	ann := &sender{t: t, d: d, name: "ann", size: 100}
 	ann.connect()
 	var took []time.Duration
@@ -403,6 +407,8 @@ func TestListeners(t *testing.T) {
 		}
 		speaker := dialTCP(t, d.addr, "/ws/chat/crowd/", "Cookie: "+cookieOf("ann"))
 		go io.Copy(io.Discard, speaker.conn)
+		soon, cancel := context.WithTimeout(t.Context(), tooLong)
+		defer cancel()
 		allReady := make(chan struct{})
 		go func() { ready.Wait(); close(allReady) }()
 		for waiting := true; waiting; { // a listener is in the room some time after it has its first answer
@@ -410,6 +416,8 @@ func TestListeners(t *testing.T) {
 			select {
 			case <-allReady:
 				waiting = false
+			case <-soon.Done():
+				t.Fatal("not all listen")
 			case <-time.After(100 * time.Millisecond):
 			}
 		}
@@ -537,7 +545,7 @@ func TestNobodyIsHeldUp(t *testing.T) {
 				}
 			}
 		}()
-		if conn := <-called; conn != nil {
+		if conn := receive(t, called); conn != nil {
 			defer conn.Close()
 		}
 		p50, p99 = measure()

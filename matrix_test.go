@@ -102,15 +102,19 @@ func TestPermissions(t *testing.T) {
 		table.WriteString(strings.TrimRight(text.String(), " ") + "\n")
 	}
 	line(append([]string{""}, whoAsks...)...)
+	template := t.TempDir()
+	synctest.Test(t, func(t *testing.T) { newTestServer(t, template, true).withCast().close() })
 	// row fills in a line. Only what changes nothing may be asked by many of one server.
 	row := func(name string, together int, ask func(s *testServer, who string) string) {
 		cells := []string{name}
 		for some := range slices.Chunk(whoAsks, together) {
 			dir := t.TempDir()
+			if err := os.CopyFS(dir, os.DirFS(template)); err != nil {
+				t.Fatal(err)
+			}
 			synctest.Test(t, func(t *testing.T) {
 				s := newTestServer(t, dir, true)
 				defer s.close()
-				s.withCast()
 				for _, who := range some {
 					cells = append(cells, ask(s, who))
 				}

@@ -97,7 +97,7 @@ func startNginx(t *testing.T, base, addr string, edits ...string) *front {
 	}
 	t.Cleanup(func() {
 		cmd.Process.Signal(os.Interrupt)
-		cmd.Wait()
+		wait(cmd)
 		if t.Failed() {
 			said, _ := os.ReadFile(filepath.Join(dir, "error.log"))
 			t.Logf("nginx said:\n%s", said)
@@ -156,6 +156,7 @@ func (f *front) from(ip string) *net.Dialer {
 // browser is an HTTP client at an address.
 func (f *front) browser(ip string) *http.Client {
 	c := newBrowserlessClient()
+	c.Timeout += *idleTime
 	c.Transport = &http.Transport{TLSClientConfig: f.tls.Clone(), ForceAttemptHTTP2: true, DialContext: f.from(ip).DialContext}
 	return c
 }
@@ -166,7 +167,7 @@ func (f *front) dial(ip, path, cookie string) (*peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn.SetDeadline(time.Now().Add(*idleTime + time.Minute))
+	conn.SetDeadline(time.Now().Add(*idleTime + tooLong))
 	p := &peer{t: f.t, conn: conn}
 	return p, p.tryHandshake(f.base+path, "Cookie: "+cookie, "Origin: https://chat.test")
 }
@@ -353,7 +354,7 @@ func (f *front) live(d *daemon, c *http.Client, cookie string) {
 		}
 		listen(path, func() (string, error) { text, err := p.nextText(); return string(text), err })
 	}
-	soon, cancel := context.WithTimeout(t.Context(), *idleTime+20*time.Second)
+	soon, cancel := context.WithTimeout(t.Context(), *idleTime+tooLong)
 	defer cancel()
 	for _, accept := range []string{"text/event-stream", "application/x-ndjson", "text/plain"} {
 		r, err := http.NewRequestWithContext(soon, "GET", f.url+"/chat/lobby/?since=0", nil) // over HTTP/2 nginx sends a head only with what follows
@@ -378,7 +379,7 @@ func (f *front) live(d *daemon, c *http.Client, cookie string) {
 			if !strings.HasSuffix(text, "<nil>") {
 				t.Error(text)
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(tooLong):
 			t.Fatal("somebody does not hear what is said")
 		}
 	}
@@ -398,7 +399,7 @@ type returner struct {
 // live reads until it has seen the message with the cid last. refused counts the
 // connections that it did not get.
 func (c *returner) live(last string, refused *atomic.Int64) {
-	for {
+	for began := time.Now(); time.Since(began) < 2*tooLong; {
 		p, err := c.f.dial(c.ip, "/ws", "__Host-"+cookieOf("ann"))
 		if err != nil || p.res.StatusCode != http.StatusSwitchingProtocols {
 			refused.Add(1)
@@ -431,6 +432,7 @@ func (c *returner) live(last string, refused *atomic.Int64) {
 // TestRestartBehindNginx stops and kills chatd under 200 people, while the socket stays
 // open as systemd keeps it: nobody is refused, and nobody misses or sees anything twice.
 func TestRestartBehindNginx(t *testing.T) {
+	t.Parallel()
 	const people, last = 200, "last"
 	d := &daemon{t: t, dir: t.TempDir()}
 	newPeople(t, d.dir, []string{"lobby"}, "ann")
@@ -447,7 +449,7 @@ func TestRestartBehindNginx(t *testing.T) {
 		for range people {
 			select {
 			case <-back:
-			case <-time.After(20 * time.Second):
+			case <-time.After(tooLong):
 				t.Fatal("not all are back")
 			}
 		}
@@ -461,7 +463,7 @@ func TestRestartBehindNginx(t *testing.T) {
 	var said []string
 	var again atomic.Int64
 	say := func(c *http.Client, cid string) {
-		for {
+		for began := time.Now(); time.Since(began) < tooLong; {
 			res, _ := f.do(c, "POST", f.url+"/chat/lobby/", "hello", "Idempotency-Key: "+cid, "Accept: application/json", "Cookie: __Host-"+cookieOf("ann"))
 			if res.StatusCode == http.StatusOK {
 				said = append(said, cid)

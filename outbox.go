@@ -2,6 +2,7 @@ package main
 
 import (
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -138,13 +139,13 @@ func (o *outbox) wake() {
 
 // take returns what goes next, all that has gathered. It needs o.mu.
 func (o *outbox) take() (batch net.Buffers) {
-	if o.older != nil {
-		batch, o.older = net.Buffers{o.older}, nil
-		close(o.taken)
-	}
 	if !o.held || o.closing {
-		batch = append(batch, o.pending...)
-		o.pending, o.size = nil, 0
+		batch, o.pending, o.size = o.pending, nil, 0
+	}
+	if o.older != nil {
+		batch = slices.Insert(batch, 0, o.older)
+		o.older = nil
+		close(o.taken)
 	}
 	return batch
 }
@@ -184,7 +185,8 @@ func (o *outbox) write(frames net.Buffers) (err error) {
 		one, failed := o.conn.Write(frames[0])
 		n, err = int64(one), failed
 	} else {
-		n, err = frames.WriteTo(o.conn) // writev
+		many := frames // a copy, as WriteTo moves it to the heap
+		n, err = many.WriteTo(o.conn)
 	}
 	if o.traffic != nil {
 		o.traffic.sent.Add(n)

@@ -298,13 +298,13 @@ func TestRefusalFailsAlone(t *testing.T) {
 	s.enqueue(&job{apply: func(*writer, *Event) error { return refuse(http.StatusConflict, "many_pushes") }, done: answer(refused)})
 	s.Append(s.message(s.ann, "", "is in the same batch"), answer(second))
 	s.gate.Unlock()
-	if err := <-first; err != nil {
+	if err := receive(t, first); err != nil {
 		t.Error(err)
 	}
-	if err := <-refused; problemOf(err).code != "many_pushes" {
+	if err := receive(t, refused); problemOf(err).code != "many_pushes" {
 		t.Errorf("refused with %v", err)
 	}
-	if err := <-second; err != nil {
+	if err := receive(t, second); err != nil {
 		t.Errorf("its neighbour: %v", err)
 	}
 }

@@ -128,7 +128,7 @@ func startShell(t *testing.T, dir string) *shell {
 	t.Helper()
 	c := exec.Command("bash")
 	c.Dir = dir
-	c.Env = append(os.Environ(), "CHATD_TEST_AS_DAEMON=1", "PATH="+dir+":"+os.Getenv("PATH"), "GITHUB_REPOSITORY=org/repo")
+	c.Env = append(chatdCommand().Env, "PATH="+dir+":"+os.Getenv("PATH"), "GITHUB_REPOSITORY=org/repo")
 	in, stdin, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -143,8 +143,9 @@ func startShell(t *testing.T, dir string) *shell {
 	}
 	t.Cleanup(func() {
 		stdin.Close()
-		c.Wait()
+		wait(c)
 	})
+	out.SetReadDeadline(time.Now().Add(2 * tooLong)) // for all lines together
 	s := &shell{t, stdin, bufio.NewReader(out), dir}
 	s.run("set -m") // so that what runs beside it can be killed with all its parts
 	return s
@@ -174,7 +175,7 @@ func (s *shell) listen(line, want string) string {
 	heard := filepath.Join(s.dir, "heard")
 	s.run("{ " + line + "\n} > " + heard + " 2>&1 < <(echo typed; sleep 5) &")
 	defer s.run("kill -- -$!; wait $!")
-	for deadline := time.Now().Add(10 * time.Second); ; {
+	for deadline := time.Now().Add(tooLong); ; {
 		s.run(`curl -s -H "$auth" -d 'just said' $room`)
 		out, err := os.ReadFile(heard)
 		if err != nil || time.Now().After(deadline) || strings.Contains(string(out), want) {

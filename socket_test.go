@@ -239,7 +239,7 @@ func TestCutFrame(t *testing.T) {
 		p := dialTCP(t, addr, "/")
 		p.write(whole[:n])
 		p.conn.Close()
-		if r := <-results; r.err == nil {
+		if r := receive(t, results); r.err == nil {
 			t.Errorf("%d of %d bytes gave the message %q", n, len(whole), r.msg)
 		}
 	}
@@ -432,7 +432,7 @@ func dialTCP(t *testing.T, addr, path string, headers ...string) *peer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn.SetDeadline(time.Now().Add(time.Minute))
+	conn.SetDeadline(time.Now().Add(tooLong))
 	p := &peer{t: t, conn: conn}
 	p.handshake(path, headers...)
 	return p
