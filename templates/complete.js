@@ -76,7 +76,10 @@ export function onListKey(e) {
     paint();
   } else if (e.key === "Enter" || e.key === "Tab") choose();
   else if (e.key === "Escape") closeList();
-  else return false;
+  else {
+    if (e.key.length > 1) closeList(); // the caret moves away; what changes the text opens the list anew
+    return false;
+  }
   e.preventDefault();
   e.stopPropagation();
   return true;

@@ -50,7 +50,7 @@ export function startReply(li) {
 }
 
 export function startEdit(li) {
-  if (!about) saveDraft();
+  saveDraft();
   setAbout("edit", li);
   setText(sourceOf(li));
 }
@@ -145,7 +145,7 @@ function saveDraft() {
 // Files that are text are put into the message. chatd carries no others.
 async function take(e) {
   const { files } = e.dataTransfer ?? e.clipboardData;
-  if (!files.length) return;
+  if (!files.length || e.clipboardData?.getData("text")) return; // spreadsheets add a picture of the text
   e.preventDefault();
   for (const file of files) {
     const words = file.size <= client.limit ? await file.text() : "";
@@ -159,6 +159,7 @@ export function startComposer() {
   text.addEventListener("keydown", onKey);
   text.addEventListener("input", onInput);
   text.addEventListener("blur", closeList);
+  text.addEventListener("click", closeList);
   text.addEventListener("compositionstart", () => { composing = true; closeList(); });
   // Safari ends the composition before it reports the Enter that ended it.
   text.addEventListener("compositionend", () => setTimeout(() => { composing = false; suggest(); }));

@@ -114,7 +114,11 @@ function fold(li, message) {
   const long = message.length > foldLength || message.split("\n", foldLines + 1).length > foldLines;
   li.querySelector(".unfold")?.remove();
   li.classList.toggle("folded", long);
-  if (long) li.querySelector(".body").after(makeButton(t("unfold"), button => { li.classList.remove("folded"); button.remove(); }, "unfold"));
+  if (long) li.querySelector(".body").after(makeButton(t("unfold"), button => {
+    li.classList.remove("folded");
+    button.remove();
+    li.querySelector(".more")?.focus({ preventScroll: true });
+  }, "unfold"));
 }
 
 // ---- reactions ----

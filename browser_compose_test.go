@@ -1,0 +1,215 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestBrowserComposer(t *testing.T) {
+	needBrowser(t)
+	t.Parallel()
+	d := startDaemon(t, t.TempDir(), "-rate", "0")
+	d.setUp("alice")
+	d.addUser("bob")
+	d.addUser("李雷")
+	alice := startBrowser(t, "alice", "zh-CN")
+	alice.signIn(d, "lab")
+	alice.waitOnline()
+	var said []string
+	expectText := func(want string) {
+		t.Helper()
+		if got := alice.value("#text"); got != want {
+			t.Fatalf("the composer has %.99q, want %.99q", got, want)
+		}
+		alice.expectNow(said...)
+	}
+	clear := func() { t.Helper(); alice.press("#text", selectAll+backspace) }
+	sends := func(keys, text string) {
+		t.Helper()
+		alice.press("#text", keys)
+		said = append(said, "alice: "+text)
+		alice.expect(said...)
+		expectText("")
+	}
+
+	// The Enter that ends a composition belongs to the input method. Browsers report it as key 229 or as Enter.
+	alice.script(`window.keys = []; addEventListener("keydown", e => keys.push([e.key, e.keyCode, e.isComposing].join(" ")), true)`)
+	for _, code := range []int{229, 13} {
+		alice.click("#text")
+		alice.devtools("Input.imeSetComposition", anything{"text": "nihao", "selectionStart": 5, "selectionEnd": 5})
+		alice.devtools("Input.dispatchKeyEvent", anything{"type": "rawKeyDown", "key": "Enter", "code": "Enter", "windowsVirtualKeyCode": code})
+		expectText("nihao")
+		alice.paste("你好")
+		alice.devtools("Input.dispatchKeyEvent", anything{"type": "keyUp", "key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13})
+		expectText("你好")
+		alice.settle() // the page still takes an Enter for the input method's
+		sends(enterKey, "你好")
+	}
+	if got, want := alice.script(`return keys.join()`), "Enter 229 true,Enter 13 false,Enter 13 true,Enter 13 false"; got != want {
+		t.Errorf("the page got the keys %s, want %s", got, want)
+	}
+	// Each of the signs is enough by itself. The last is Safari's, which ends the composition before that Enter.
+	alice.paste("再见")
+	alice.script(`const text = document.getElementById("text");
+		const enter = how => text.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true, cancelable: true, ...how }));
+		enter({ keyCode: 229 });
+		enter({ keyCode: 13, isComposing: true });
+		for (const type of ["compositionstart", "compositionend"]) text.dispatchEvent(new CompositionEvent(type));
+		enter({ keyCode: 13 });`)
+	expectText("再见")
+	sends(enterKey, "再见")
+
+	alice.press("#text", "one"+shiftEnter+"two")
+	expectText("one\ntwo")
+	sends(enterKey, "one\ntwo")
+
+	alice.press("#text", enterKey)
+	expectText("")
+	alice.press("#text", "   "+enterKey)
+	alice.expectNow(said...)
+	sends(strings.Repeat(backspace, 3)+"x"+enterKey, "x")
+
+	// Whatever Enter does, Ctrl+Enter sends. Which of the two it is lasts.
+	alice.click(".menu summary")
+	alice.click(`//*[@id="switches"]/button[.="回车键换行"]`)
+	alice.reload()
+	alice.waitOnline()
+	alice.press("#text", "a"+enterKey+"b")
+	expectText("a\nb")
+	sends(ctrlEnter, "a\nb")
+	alice.click(".menu summary")
+	alice.click(`//*[@id="switches"]/button[@aria-pressed="true"]`)
+
+	// A counter comes before the limit, and a refusal at it, which costs no word.
+	const counter = `document.getElementById("bytes").checkVisibility()`
+	alice.paste(strings.Repeat("a", maxMessage*9/10))
+	if alice.script(`return `+counter) == true {
+		t.Error("the counter comes too early")
+	}
+	alice.press("#text", "a")
+	alice.wait(counter + ` && document.getElementById("bytes").innerText.includes("8192")`)
+	clear()
+	alice.wait(`!` + counter)
+	long := strings.Repeat("字", maxMessage/3+1)
+	alice.paste(long)
+	alice.press("#text", enterKey)
+	expectText(long)
+	alice.wait(`[...document.querySelectorAll("[role=alert]")].some(e => e.checkVisibility() && e.innerText.includes("8192"))`)
+	long = strings.TrimSuffix(long, "字")
+	sends(backspace+enterKey, long) // after Backspace it fits
+
+	// What is long is folded. What is formatted is drawn as the server draws it.
+	const last = `[...document.querySelectorAll("#messages li[data-id]")].at(-1)`
+	const height = `return ` + last + `.querySelector(".body").clientHeight`
+	folded := alice.script(height).(float64)
+	alice.click("#messages li.folded .unfold")
+	if unfolded := alice.script(height).(float64); unfolded < 1.5*folded {
+		t.Errorf("a long message is %.0f pixels high, unfolded %.0f", folded, unfolded)
+	}
+	if alice.script(`return `+last+`.contains(document.activeElement)`) != true {
+		t.Error("the focus is lost with the button")
+	}
+	alice.click("#text")
+	alice.paste("**粗** _斜_ ~~删~~ `a*b*c` @bob @alice https://go.dev/(x)。\n> 引用\n> 两行\n```go\nx := 1\n\n  y\n```\n<b>&amp;</b>")
+	alice.press("#text", enterKey)
+	alice.wait(last + `.querySelector("pre")`)
+	drawn := alice.script(`return ` + last + `.querySelector(".body").innerHTML`)
+	alice.reload()
+	alice.waitOnline()
+	if got := alice.script(`return ` + last + `.querySelector(".body").innerHTML`); got != drawn {
+		t.Errorf("the page drew\n%s\nthe server\n%s", drawn, got)
+	}
+	if got := alice.script(`return ["strong", "em", "del", "code", "a", "blockquote", "pre", ".mention:not(.me)", ".mention.me"]
+		.filter(css => !` + last + `.querySelector(".body " + css)).join()`); got != "" {
+		t.Errorf("%s are not drawn in %s", got, drawn)
+	}
+
+	testCompletion(t, alice)
+
+	// Files that are text become part of the message, others are refused. What comes with a picture of itself is text.
+	const transfer = `const data = new DataTransfer(), text = document.getElementById("text");
+		for (const [type, words] of arguments[1]) if (type) data.items.add(words, type); else data.items.add(new File([words], "notes.txt"));
+		const prevented = !text.dispatchEvent(arguments[0] === "drop" ? new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }) :
+			new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true }));
+		return prevented`
+	clear()
+	alice.script(transfer, "drop", [][]string{{"", "第一行\n"}})
+	alice.wait(`document.getElementById("text").value === "第一行\n"`)
+	alice.script(transfer, "paste", [][]string{{"", "line 2"}})
+	alice.wait(`document.getElementById("text").value === "第一行\nline 2"`)
+	alice.script(transfer, "paste", [][]string{{"", "\x00\x01"}})
+	alice.wait(`document.getElementById("status").innerText.includes("notes.txt")`)
+	if alice.script(transfer, "paste", [][]string{{"text/plain", "1\t2"}, {"", "\x00PNG"}}) == true {
+		t.Error("text that has a picture with it cannot be pasted")
+	}
+	if got := alice.value("#text"); got != "第一行\nline 2" {
+		t.Errorf("the files became %q", got)
+	}
+}
+
+// testCompletion writes what opens the list above the composer, and what does not.
+func testCompletion(t *testing.T, alice *browser) {
+	expect := func(want string) {
+		t.Helper()
+		if got := alice.value("#text"); got != want {
+			t.Errorf("the composer has %q, want %q", got, want)
+		}
+		alice.press("#text", selectAll+backspace)
+	}
+	// choices is what the list has, the chosen one in brackets. A combobox tells its reader.
+	choices := func(want string) {
+		t.Helper()
+		alice.wait(`(() => { const text = document.getElementById("text"), box = document.getElementById("choices");
+			const found = !box.checkVisibility() ? [] : [...box.children].map(li => { const words = li.lastChild.textContent.trim();
+				return li.id === text.getAttribute("aria-activedescendant") && li.ariaSelected === "true" ? "[" + words + "]" : words; });
+			return found.join(" ") === arguments[0] && text.ariaExpanded === String(found.length > 0); })()`, want)
+	}
+	typing := func(keys, list string) { t.Helper(); alice.press("#text", keys); choices(list) }
+
+	typing("大家@b", "[bob]")
+	typing(tabKey, "")
+	expect("大家@bob ")
+	typing("(@", "[李雷] bob") // in the order of who reads Chinese
+	typing(arrowDown, "李雷 [bob]")
+	typing(arrowDown+arrowUp+enterKey, "")
+	expect("(@bob ")
+	typing("，@", "[李雷] bob")
+	alice.click("#choices li:nth-child(2)")
+	choices("")
+	alice.press(":focus", "！") // which is still the composer
+	expect("，@bob ！")
+	typing("x @b", "[bob]")
+	typing(escape, "")
+	expect("x @b")
+	typing("me@b", "")
+	typing(" 10:30 :)", "")
+	expect("me@b 10:30 :)")
+	typing("x @b", "[bob]")
+	typing(arrowLeft+arrowLeft+arrowLeft, "") // it is no longer about what is at the caret
+	typing(shiftEnter, "")
+	expect("x\n @b")
+
+	typing("@", "[李雷] bob")
+	alice.devtools("Input.imeSetComposition", anything{"text": "b", "selectionStart": 1, "selectionEnd": 1})
+	alice.settle()
+	choices("") // about half a syllable
+	alice.paste("雷")
+	choices("[李雷]")
+	typing(enterKey, "")
+	expect("@李雷 ")
+
+	typing(":tad", "[:tada:]")
+	typing(enterKey, "")
+	expect("🎉")
+	typing("好:庆", "[:庆祝:]")
+	typing(tabKey, "")
+	expect("好🎉")
+	typing("so :tada: it :x", "")
+	expect("so 🎉 it :x")
+	alice.press("#text", "ab"+arrowLeft)
+	alice.click("#emoji")
+	alice.press("#picker button:focus", arrowRight+arrowRight+arrowLeft)
+	alice.press("#picker button:focus", enterKey)
+	alice.wait(`document.activeElement.id === "text"`)
+	expect("a❤️b")
+}
