@@ -199,46 +199,58 @@ func restore(ctx context.Context, args []string, stdout io.Writer) error {
 		return err
 	}
 	defer from.Close()
-	unlock, err := lockData(*data)
+	found, err := makeData(ctx, *data, words[0], func(part string) error {
+		to, err := os.OpenFile(part, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(to, from)
+		return errors.Join(err, to.Close())
+	})
+	if err == nil {
+		fmt.Fprintf(stdout, "%s: %v\n", words[0], found)
+	}
+	return err
+}
+
+// makeData makes a data directory, which has to be empty, of the database that fill
+// writes into a file. It is there whole, and examined, or not at all. from is where it
+// comes from.
+func makeData(ctx context.Context, dir, from string, fill func(part string) error) (found contents, err error) {
+	unlock, err := lockData(dir)
 	if err != nil {
-		return err
+		return found, err
 	}
 	defer unlock()
-	entries, err := os.ReadDir(*data)
+	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return err
+		return found, err
 	}
 	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), "lock.db") && e.Name() != "chatd.db.part" { // what a restore that was killed leaves
-			return fmt.Errorf("%s has to be empty, and has %s in it", *data, e.Name())
+		if !strings.HasPrefix(e.Name(), "lock.db") && e.Name() != "chatd.db.part" { // what one that was killed leaves
+			return found, fmt.Errorf("%s has to be empty, and has %s in it", dir, e.Name())
 		}
 	}
-	path := filepath.Join(*data, "chatd.db")
+	path := filepath.Join(dir, "chatd.db")
 	part := path + ".part"
-	defer os.Remove(part)
-	to, err := os.OpenFile(part, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
+	if err := os.Remove(part); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return found, err
 	}
-	if _, err := io.Copy(to, from); err != nil {
-		return errors.Join(err, to.Close())
+	defer os.Remove(part) // whatever is left of it
+	if err := fill(part); err != nil {
+		return found, err
 	}
-	if err := to.Close(); err != nil {
-		return err
-	}
-	found, err := examine(ctx, part)
-	if err != nil {
-		return explain(words[0], err)
+	if found, err = examine(ctx, part); err != nil {
+		return found, explain(from, err)
 	}
 	if err := replace(part, path); err != nil {
-		return err
+		return found, err
 	}
-	store, err := OpenStore(*data, func([]Event) {}) // which migrates it
+	store, err := OpenStore(dir, func([]Event) {}) // which migrates it
 	if err != nil {
-		return err
+		return found, err
 	}
-	fmt.Fprintf(stdout, "%s: %v\n", words[0], found)
-	return store.Close()
+	return found, store.Close()
 }
 
 // rollback is `chatd rollback`: it undoes a migration. What the database was before

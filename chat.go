@@ -315,7 +315,11 @@ func (s *server) welcome(m *member) (f welcomeFrame, err error) {
 	f.ID = s.hub.Last()
 	rooms, err := s.store.RoomStates(context.Background(), m.user)
 	for _, r := range rooms {
-		f.Rooms = append(f.Rooms, roomFrame{r.Name, r.LastRead, r.Unread, r.Mentions, r.Notify, r.Private, r.Topic, r.Archived})
+		expired := ""
+		if r.Keep > 0 {
+			expired = timestamp(r.expires(time.Now()))
+		}
+		f.Rooms = append(f.Rooms, roomFrame{r.Name, r.LastRead, r.Unread, r.Mentions, r.Notify, r.Private, r.Topic, r.Archived, expired})
 	}
 	return f, err
 }

@@ -180,6 +180,7 @@ type testServer struct {
 	listener *memoryListener
 	closed   bool
 	stopPush func()
+	stopKeep func()
 	gate     atomic.Pointer[chan struct{}]  // what is committed is not published before it is closed
 	hooked   atomic.Pointer[memoryListener] // what webhooks call
 }
@@ -194,6 +195,7 @@ func newTestServer(t *testing.T, dir string, guests bool) *testServer {
 		}
 		hub.Publish(events)
 		ts.hooks.nudge(events)
+		ts.keeper.nudge(events)
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -211,7 +213,7 @@ func newTestServer(t *testing.T, dir string, guests bool) *testServer {
 	ts.version = "test" // transcripts tell it
 	ts.http = ts.httpServer()
 	go ts.http.Serve(ts.listener)
-	ts.stopPush = ts.pushes.start()
+	ts.stopPush, ts.stopKeep = ts.pushes.start(), ts.keeper.start()
 	t.Cleanup(ts.close)
 	real := ts.hooks.client.Transport.(*http.Transport)
 	ts.hooks.client.Transport = &http.Transport{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -234,6 +236,7 @@ func (s *testServer) close() {
 	s.closed = true
 	s.http.Close()
 	s.stopPush()
+	s.stopKeep()
 	s.hooks.close()
 	s.hub.Close()
 	if err := s.store.Close(); err != nil {

@@ -38,6 +38,7 @@ type server struct {
 	log    *slog.Logger
 	pushes *pusher
 	hooks  *hooks
+	keeper *keeper
 
 	data          string         // directory
 	public        string         // URL, "" for that of the listener

@@ -367,7 +367,8 @@ func (w *writer) delivered(k Hook, e Event, d Delivery, answer string) error {
 		}
 	}
 	if err == nil {
-		err = w.exec("INSERT INTO deliveries (hook, event, time, took, status, error, reply) VALUES (?, ?, ?, ?, ?, ?, ?)",
+		err = w.exec(`INSERT INTO deliveries (hook, event, time, took, status, error, reply)
+			SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE EXISTS (SELECT 1 FROM log WHERE id = ?2)`, // or it was removed meanwhile
 			k.ID, e.ID, w.now.UnixMilli(), d.Took, d.Status, fmt.Sprintf("%.*s", maxHookError, d.Error), orNull(d.Reply))
 	}
 	if err == nil {

@@ -24,6 +24,7 @@ const (
 	KindLeave   Kind = "leave"  // Author ceased to be one
 	KindRead    Kind = "read"   // Author has read Room up to Target
 	KindTyping  Kind = "typing" // Author is typing in Room
+	KindExpire  Kind = "expire" // what was said in Room before Time is gone
 )
 
 // Event is something that happened in a room.
@@ -101,7 +102,7 @@ func (w *writer) delete(e *Event) error {
 	if err := w.append(e, ""); err != nil {
 		return err
 	}
-	if err := w.exec("UPDATE log SET body = NULL, former = NULL WHERE id = ? OR target = ? AND kind = 'edit'", e.Target, e.Target); err != nil {
+	if err := w.exec("UPDATE log SET body = NULL, former = NULL WHERE id = ? OR target = ? AND kind != 'message' AND kind = 'edit'", e.Target, e.Target); err != nil {
 		return err
 	}
 	return w.exec("DELETE FROM reactions WHERE message = ?", e.Target)

@@ -55,6 +55,9 @@ const usage = `chatd is a team-chat daemon: one binary, one data directory.
   chatd chat ROOM                    both
   chatd backup FILE [-f]             keep all that there is in one file; -f: replace it
   chatd restore FILE                 make a data directory of it
+  chatd export FILE.jsonl            write everything down, to be read by programs or by import
+  chatd export -html DIR             … as pages to read; -user NAME: what NAME may see, either way
+  chatd import FILE.jsonl            make a data directory of an export
   chatd rollback [-yes]              undo what the last upgrade did to the database
   chatd import-django db.sqlite3     take users and messages over from a tutorial's chat
   chatd nginx -url URL [-addr ADDR]  print the configuration of an nginx in front of it
@@ -66,7 +69,7 @@ The user commands take the password from standard input, or make one up and prin
 it if that is a terminal. A link is good for -days 7 and -uses 1, and begins with
 -url http://localhost:8080. A token is for all rooms or one -room, has a -scope of
 read, post or both, may have a -label, and works for ever or so many -days. All
-find the data with -data, and work while chatd runs, but for restore and rollback.
+find the data with -data, and work while chatd runs, but for restore, import and rollback.
 
 doctor calls the public URL, through the proxy, and says which line of whose
 configuration is wrong. It has to see the data: -data, and -addr as chatd has it. With
@@ -114,6 +117,10 @@ func run(ctx context.Context, args []string, stdin *os.File, stdout, stderr io.W
 		return backup(ctx, args, stdout, stderr)
 	case "restore":
 		return restore(ctx, args, stdout)
+	case "export":
+		return export(ctx, args, stdout, stderr)
+	case "import":
+		return importLines(ctx, args, stdout, stderr)
 	case "rollback":
 		return rollback(ctx, args, stdin, stdout)
 	case "tail", "say", "chat":
@@ -203,7 +210,7 @@ func socketsFor(descriptors int) int { return max(descriptors-spareDescriptors, 
 // serve builds store, hub and server in this order, and takes them down in reverse:
 //
 //  1. No request is taken any more; those under way end within pagesWait.
-//  2. The pusher says no more, and webhooks stop; what was under way is tried again
+//  2. The pusher says no more, the keeper and webhooks stop; what was under way is tried again
 //     after the next start.
 //  3. Hub.Close: each socket stops reading, waits for the answers to what it has
 //     sent to the store, and says that the server restarts.
@@ -240,6 +247,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) (err er
 	store, err := OpenStore(c.data, func(events []Event) {
 		hub.Publish(events)
 		s.hooks.nudge(events)
+		s.keeper.nudge(events)
 	})
 	if err != nil {
 		return err
@@ -265,6 +273,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) (err er
 		return err
 	}
 	defer s.pushes.start()()
+	defer s.keeper.start()()
 	defer s.hooks.close()
 	if err := s.hooks.start(s.publicURL(listeners[0].Addr())); err != nil {
 		return err
@@ -338,6 +347,7 @@ func newServer(c config, store *Store, hub *Hub, log *slog.Logger) (*server, err
 		return nil, fmt.Errorf("-hook-allow: %w", err)
 	}
 	s.hooks = newHooks(store, log, allowed)
+	s.keeper = newKeeper(store, log)
 	for _, origin := range splitList(c.origins) {
 		if err := s.socketOrigins.AddTrustedOrigin(origin); err != nil {
 			return nil, fmt.Errorf("-origins: %w", err)

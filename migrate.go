@@ -127,6 +127,11 @@ CREATE TABLE levels (
   PRIMARY KEY (user, room)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX log_mentions ON log (room) WHERE kind = 'message' AND instr(body, '@');
+ALTER TABLE rooms ADD COLUMN keep INTEGER CHECK (keep > 0);
+DROP INDEX log_edits;
+CREATE INDEX log_about ON log (target) WHERE kind != 'message';
+CREATE INDEX deliveries_by_event ON deliveries (event);
+CREATE INDEX deliveries_by_reply ON deliveries (reply);
 `}
 
 // migrate brings the database to version len(steps)+1, all or nothing. It keeps

@@ -20,15 +20,16 @@ type Room struct {
 	Private  bool // only for its members; that never changes
 	Topic    string
 	Archived bool // can be read, and no more
+	Keep     int  // days, after which messages are removed; 0: never
 }
 
 func (r Room) direct() bool { return strings.Contains(r.Name, "+") }
 
 // roomColumns are those of rooms r that Room.columns scans, after others.
-const roomColumns = "r.id, r.name, r.private, r.topic, r.archived IS NOT NULL"
+const roomColumns = "r.id, r.name, r.private, r.topic, r.archived IS NOT NULL, coalesce(r.keep, 0)"
 
 func (r *Room) columns(others ...any) []any {
-	return append(others, &r.ID, &r.Name, &r.Private, &r.Topic, &r.Archived)
+	return append(others, &r.ID, &r.Name, &r.Private, &r.Topic, &r.Archived, &r.Keep)
 }
 
 // sees is the SQL condition for the rooms r that u may see: the public ones and
@@ -202,7 +203,7 @@ func (s *Store) DirectRoom(a, b User) (Room, error) {
 	return r, err
 }
 
-// ChangeRoom gives a room the name, topic and archived of r. It fails with
+// ChangeRoom gives a room the name, topic, archived and keep of r. It fails with
 // ErrTaken if another room has, or had, the name.
 func (s *Store) ChangeRoom(r Room, by User) error {
 	return s.update(func(w *writer) error {
@@ -226,14 +227,25 @@ func (s *Store) ChangeRoom(r Room, by User) error {
 			e.Body = old.Name
 		}
 		w.tell(e)
-		if by.Role == RoleAdmin {
-			if err := w.audit(by, "room.change", old.Name, fmt.Sprintf("%s; %s; archived: %t", r.Name, r.Topic, r.Archived)); err != nil {
-				return err
-			}
+		if err := w.auditRoom(old, r, by); err != nil {
+			return err
 		}
-		return w.exec("UPDATE rooms SET name = ?, key = ?, topic = ?, archived = CASE WHEN ? THEN coalesce(archived, ?) END WHERE id = ?",
-			r.Name, foldName(r.Name), r.Topic, r.Archived, w.now.UnixMilli(), r.ID)
+		return w.exec("UPDATE rooms SET name = ?, key = ?, topic = ?, archived = CASE WHEN ? THEN coalesce(archived, ?) END, keep = ? WHERE id = ?",
+			r.Name, foldName(r.Name), r.Topic, r.Archived, w.now.UnixMilli(), orNull(r.Keep), r.ID)
 	})
+}
+
+// auditRoom writes down what administrators do, and who has messages removed of a
+// public room. Private ones are none of the administrators' business.
+func (w *writer) auditRoom(old, r Room, by User) error {
+	detail := fmt.Sprintf("%s; %s; archived: %t; days: %d", r.Name, r.Topic, r.Archived, r.Keep)
+	switch {
+	case by.Role == RoleAdmin:
+		return w.audit(by, "room.change", old.Name, detail)
+	case r.Keep != old.Keep && !r.Private:
+		return w.exec("INSERT INTO audit (time, admin, action, subject, detail) VALUES (?, ?, 'room.change', ?, ?)", w.now.UnixMilli(), by.ID, old.Name, detail)
+	}
+	return nil
 }
 
 // AddMember and RemoveMember are for private rooms. They do nothing if it is so
@@ -481,7 +493,7 @@ func (s *server) mayManage(ctx context.Context, u User, room Room) (bool, error)
 func (s *server) handleChangeRoom(w http.ResponseWriter, r *http.Request, v visitor, room Room) error {
 	room, err := s.changeRoom(r, v, room)
 	if err != nil {
-		return s.showAbout(w, r, v, room, err, page{Form: formOf(r, "topic", "name", "member")})
+		return s.showAbout(w, r, v, room, err, page{Form: formOf(r, "topic", "name", "member", "keep")})
 	}
 	if !s.hub.Sees(v.User, room) { // left
 		return s.redirect(w, r, "/chat/")
@@ -499,7 +511,7 @@ func (s *server) changeRoom(r *http.Request, v visitor, room Room) (Room, error)
 	switch {
 	case action == "notify":
 		return room, s.setLevel(r, v.User, room)
-	case v.Role == RoleGuest, !manage && slices.Contains([]string{"rename", "archive", "restore", "remove"}, action), room.direct() && action != "topic":
+	case v.Role == RoleGuest, !manage && slices.Contains([]string{"rename", "archive", "restore", "remove", "keep"}, action), room.direct() && action != "topic":
 		return room, ErrForbidden
 	case action == "topic":
 		changed.Topic = strings.TrimSpace(r.PostFormValue("topic"))
@@ -512,6 +524,10 @@ func (s *server) changeRoom(r *http.Request, v visitor, room Room) (Room, error)
 		}
 	case action == "archive", action == "restore":
 		changed.Archived = action == "archive"
+	case action == "keep":
+		if changed.Keep, err = keepDays(r.PostFormValue("keep")); err != nil {
+			return room, err
+		}
 	case action == "leave" && room.Private:
 		return room, s.store.RemoveMember(room, v.User)
 	case (action == "add" || action == "remove") && room.Private:
@@ -521,6 +537,9 @@ func (s *server) changeRoom(r *http.Request, v visitor, room Room) (Room, error)
 	}
 	if err = s.store.ChangeRoom(changed, v.User); err != nil {
 		return room, instead(err, ErrTaken, refuse(http.StatusConflict, "room_taken"))
+	}
+	if changed.Keep != room.Keep {
+		poke(s.keeper.wake)
 	}
 	return changed, nil
 }

@@ -36,7 +36,8 @@ CREATE TABLE rooms (
   created INTEGER NOT NULL,
   private INTEGER NOT NULL DEFAULT 0, -- 1: only for its members
   topic   TEXT NOT NULL DEFAULT '' CHECK (octet_length(topic) <= 1024),
-  archived INTEGER                    -- when; can be read and no more
+  archived INTEGER,                   -- when; can be read and no more
+  keep    INTEGER CHECK (keep > 0)    -- days, after which messages are removed; NULL: never
 ) STRICT;
 
 -- Who is in a private room. Public rooms have no members. A room of two with
@@ -107,8 +108,8 @@ CREATE TABLE log (
 CREATE UNIQUE INDEX log_retry ON log (cid, author) WHERE cid IS NOT NULL;
 -- Within a room the index is in id order, as every SQLite index ends in the rowid.
 CREATE INDEX log_by_room ON log (room);
--- What a deletion has to blank besides the message.
-CREATE INDEX log_edits ON log (target) WHERE kind = 'edit';
+-- What a deletion has to blank, and a removal to remove, besides the message.
+CREATE INDEX log_about ON log (target) WHERE kind != 'message';
 -- What may mention somebody.
 CREATE INDEX log_mentions ON log (room) WHERE kind = 'message' AND instr(body, '@');
 
@@ -196,3 +197,6 @@ CREATE TABLE deliveries (
   reply   INTEGER REFERENCES log -- the message that the answer became
 ) STRICT;
 CREATE INDEX deliveries_by_hook ON deliveries (hook);
+-- What refers to a message that is removed.
+CREATE INDEX deliveries_by_event ON deliveries (event);
+CREATE INDEX deliveries_by_reply ON deliveries (reply);

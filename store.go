@@ -77,7 +77,7 @@ func OpenStore(dir string, publish func([]Event)) (*Store, error) {
 	path := filepath.Join(dir, "chatd.db")
 	dsn := fmt.Sprintf("file:%s?_pragma=busy_timeout(%d)&_pragma=journal_mode(WAL)&_pragma=foreign_keys(1)", path, lockWait)
 	// With recursive triggers REPLACE does not get past those that protect audit.
-	write, err := sql.Open("sqlite", dsn+"&_pragma=synchronous(FULL)&_pragma=recursive_triggers(1)&_txlock=immediate")
+	write, err := sql.Open("sqlite", dsn+"&_pragma=synchronous(FULL)&_pragma=secure_delete(1)&_pragma=recursive_triggers(1)&_txlock=immediate")
 	if err != nil {
 		return nil, err
 	}
@@ -233,6 +233,10 @@ func (s *Store) commitLoop(w *writer) {
 			s.remember(events)
 			s.publish(events)
 		}
+		if w.after != nil {
+			w.after()
+			w.after = nil
+		}
 		for _, j := range batch {
 			j.done(j.event, j.err)
 		}
@@ -254,6 +258,7 @@ type writer struct {
 	last    int64     // id of the newest event published, or about to be
 	now     time.Time // of the running transaction
 	job     *job      // the running one
+	after   func()    // to be done once after the commit, before the jobs are
 }
 
 // tell has news published after the commit.

@@ -154,6 +154,7 @@ type eventFrame struct {
 	Private  bool   `json:"private,omitempty"`
 	Topic    string `json:"topic,omitempty"`
 	Archived bool   `json:"archived,omitempty"`
+	Keep     int    `json:"keep,omitempty"` // days
 }
 
 func newEventFrame(e Event) eventFrame {
@@ -174,7 +175,7 @@ func newEventFrame(e Event) eventFrame {
 		f = eventFrame{Type: f.Type, ID: e.Target, Room: f.Room}
 	case KindRoom:
 		f = eventFrame{Type: f.Type, Room: f.Room, Username: f.Username, Former: e.Body,
-			Private: e.Room.Private, Topic: e.Room.Topic, Archived: e.Room.Archived}
+			Private: e.Room.Private, Topic: e.Room.Topic, Archived: e.Room.Archived, Keep: e.Room.Keep}
 	case KindTyping, KindJoin, KindLeave:
 		f = eventFrame{Type: f.Type, Room: f.Room, Username: f.Username}
 	}
@@ -216,6 +217,7 @@ type roomFrame struct {
 	Private  bool   `json:"private,omitempty"`
 	Topic    string `json:"topic,omitempty"`
 	Archived bool   `json:"archived,omitempty"`
+	Expired  string `json:"expired,omitempty"` // what was said before is gone, or about to be
 }
 
 type caughtUpFrame struct {

@@ -162,6 +162,12 @@ function trimStart(trimmed) {
   if (trimmed) setOlder(row.rank(list.querySelector("li[data-id]")));
 }
 
+// What was said before a time is gone, and so is what older pages had.
+function expire(time) {
+  const gone = [...rows.values()].filter(li => row.timeOf(li) < new Date(time));
+  if (gone.length) keepPlace(staying(), () => { gone.forEach(removeRow); setOlder(0); });
+}
+
 // ---- the line above what is new ----
 
 export function setDivider(li) {
@@ -434,9 +440,12 @@ export function startLog(onRead) {
   adoptRows();
   begin();
   for (const type of Object.keys(showers)) on(type, enqueue);
+  on("expire", f => { if (f.room === client.room) expire(f.time); });
   on("welcome", f => {
+    const here = f.rooms.find(r => r.room === client.room);
     silent();
-    lastRead = f.rooms.find(r => r.room === client.room)?.last_read_id ?? lastRead;
+    lastRead = here?.last_read_id ?? lastRead;
+    if (here?.expired) expire(here.expired);
   });
   on("read", f => { if (f.room === client.room) lastRead = f.id; });
   on("live", () => { stalled = false; paint(); if (stuck) toEnd(); speakAgain(); considerRead(); });

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"html"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// The archive is read without a server: every link leads to a file of its own folder.
+func TestArchive(t *testing.T) {
+	dir := everything(t)
+	path := filepath.Join(dir, "chatd.db")
+	inFile(t, path, "INSERT INTO rooms (name, key, creator, created) VALUES ('../a b/CON', 'X', 1, 1)") // from before there were rules
+	fill(t, path, archiveRows+5)                                                                        // in one month
+	inFile(t, path, "UPDATE log SET time = time - 86400000 * 40 WHERE cid = 'f1'")
+	all, bobs, anns := filepath.Join(t.TempDir(), "all"), filepath.Join(t.TempDir(), "bob"), filepath.Join(t.TempDir(), "ann")
+	chatdSays(t, false, "messages", "export", "-data", dir, "-html", all)
+	chatdSays(t, false, "messages", "export", "-data", dir, "-html", anns, "-user", "ann")
+	chatdSays(t, false, "messages", "export", "-data", dir, "-html", bobs, "-user", "bob")
+	pages := make(map[string]string)
+	files, err := filepath.Glob(all + "/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pages[filepath.Base(file)] = string(b)
+	}
+	text, months := "", 0
+	for name, page := range pages {
+		text += page
+		if strings.HasPrefix(name, "4-") {
+			months++
+		}
+		for _, link := range regexp.MustCompile(`(?:href|src)="([^"#]+)"`).FindAllStringSubmatch(page, -1) {
+			if name, err := url.PathUnescape(html.UnescapeString(link[1])); err != nil || pages[name] == "" {
+				t.Errorf("a link to %q, where nothing is: %v", name, err)
+			}
+		}
+	}
+	if months != 3 { // one of the first month, two of the second
+		t.Errorf("%d pages of a room, of %v", months, files)
+	}
+	for _, want := range []string{"你好 &lt;b&gt;再见&lt;/b&gt;", "👍 1", "a reply", "大厅", "nobody else"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q is not in the archive", want)
+		}
+	}
+	for _, never := range []string{"<script", "<b>再见", "pbkdf2", "\"gone\""} {
+		if strings.Contains(text, never) {
+			t.Errorf("%q is in the archive", never)
+		}
+	}
+	if a, err := filepath.Glob(anns + "/*秘密*"); err != nil || len(a) != 0 {
+		t.Errorf("ann's archive has %v, %v", a, err)
+	}
+	if b, err := filepath.Glob(bobs + "/2-秘密_计划-*.html"); err != nil || len(b) != 1 {
+		t.Errorf("bob's archive has %v, %v", b, err)
+	}
+}
