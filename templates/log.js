@@ -410,7 +410,8 @@ let onReading = () => {};
 // ---- start ----
 
 function adoptRows() {
-  for (const line of list.querySelectorAll(".day")) line.remove(); // the server drew them in its own time zone
+  // The server's days are those of its own time zone, and newer pages come by scrolling.
+  for (const line of list.querySelectorAll(".day, .newer-page")) line.remove();
   for (const li of list.querySelectorAll("li[data-id]")) {
     rows.set(row.rank(li), li);
     row.adoptRow(li);
@@ -430,7 +431,7 @@ function begin() {
   if (meant) jumpTo(meant);
   else if (certain && topOf(first) < list.clientHeight / 3) toThird(first);
   byId("unread").hidden = !client.unread || certain || Boolean(newer);
-  setText(byId("unread"), count("unread_count", client.unread));
+  setText(byId("unread"), count("unread_count", client.unread > 99 ? "99+" : client.unread));
   showUnseen(0);
 }
 
