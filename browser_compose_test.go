@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"net/url"
 	"strings"
 	"testing"
 )
@@ -212,4 +214,135 @@ func testCompletion(t *testing.T, alice *browser) {
 	alice.press("#picker button:focus", enterKey)
 	alice.wait(`document.activeElement.id === "text"`)
 	expect("a❤️b")
+}
+
+// rowWith is the message whose text has these words.
+func rowWith(text string) string {
+	return `//*[@id="messages"]/li[div[contains(@class, "body")][contains(., "` + text + `")]]`
+}
+
+// act chooses from the menu of the message that says text.
+func (b *browser) act(text, label string) {
+	b.t.Helper()
+	b.click(rowWith(text) + `/button[contains(@class, "more")]`)
+	b.click(`//*[@id="actions"]//button[.="` + label + `"]`)
+}
+
+func TestBrowserMessages(t *testing.T) {
+	needBrowser(t)
+	t.Parallel()
+	d := startDaemon(t, t.TempDir(), "-rate", "0")
+	phone := d.setUp("alice")
+	d.addUser("bob")
+	alice, bob := startBrowser(t, "alice", "en"), startBrowser(t, "bob", "en")
+	for _, b := range []*browser{alice, bob} {
+		b.signIn(d, "lab")
+		b.waitOnline()
+	}
+	// both waits on both screens for what is true of li, the first row with text.
+	both := func(text, condition string, args ...any) {
+		t.Helper()
+		for _, b := range []*browser{alice, bob} {
+			b.wait(`(li => li && (`+condition+`))([...document.querySelectorAll("#messages li[data-author]")].find(li =>
+				li.querySelector(".body").innerText.includes(arguments[0])))`, append([]any{text}, args...)...)
+		}
+	}
+	about := func(words, composer string) {
+		t.Helper()
+		bob.wait(`document.getElementById("about").innerText.replace(/\s+/g, " ").includes(arguments[0]) && document.getElementById("about").hidden === !arguments[0]
+			&& document.getElementById("text").value === arguments[1]`, words, composer)
+	}
+
+	// Who writes is seen writing, until it is said.
+	bob.press("#text", "draft")
+	alice.wait(`document.getElementById("typing").innerText === "bob is typing…"`)
+	bob.say(" one")
+	alice.wait(`document.getElementById("typing").innerText === ""`)
+	alice.expect("bob: draft one")
+
+	// An answer quotes what it is to, and leads there and back.
+	alice.say("question")
+	alice.expect("bob: draft one", "alice: question")
+	for n := range 40 {
+		d.post(phone, "/chat/lab/", url.Values{"message": {fmt.Sprintf("filler %d", n)}, "cid": {fmt.Sprint(n)}})
+	}
+	both("filler 39", `true`)
+	bob.act("question", "Reply")
+	about("Reply to alice: question", "")
+	bob.press("#text", escape)
+	about("", "")
+	bob.act("question", "Reply")
+	bob.say("answer")
+	about("", "")
+	const quote = `li.querySelector(".quote")?.innerText.replace(/\s+/g, " ")`
+	both("answer", quote+` === "alice question"`)
+	const seen = `(li => { const row = li.getBoundingClientRect(), list = document.getElementById("messages").getBoundingClientRect();
+		return row.top >= list.top && row.bottom <= list.bottom && li.matches(".target"); })(document.evaluate(arguments[0], document).iterateNext())`
+	alice.click(rowWith("answer") + `/a[@class="quote"]`)
+	alice.wait(seen, rowWith("question"))
+	alice.press("#back", enterKey)
+	alice.wait(seen+` && document.getElementById("back").hidden && document.activeElement.matches(".quote")`, rowWith("answer"))
+
+	// Its author changes it: the draft waits meanwhile, and whoever quotes it follows.
+	bob.press("#text", "half a thought")
+	bob.act("answer", "Edit")
+	about("Editing", "answer")
+	bob.press("#text", "!"+escape)
+	about("", "half a thought")
+	bob.press("#text", selectAll+backspace+arrowUp)
+	about("Editing", "answer")
+	alice.act("answer", "Reply")
+	alice.say("thanks")
+	bob.press("#text", " **42**"+enterKey)
+	about("", "")
+	both("answer 42", `li.querySelector("strong") && li.querySelector(".mark").innerText === "edited"`)
+	both("thanks", quote+` === "bob answer **42**"`)
+	alice.click(rowWith("answer 42") + `/span[@class="mark"]/a`)
+	alice.wait(`[...document.querySelectorAll("#dialog[open] .trail .body")].map(e => e.innerText).join() === "answer,answer **42**"`)
+	alice.press("#dialog button", escape)
+	alice.wait(`!document.querySelector("dialog[open]") && document.activeElement.matches(".mark a")`)
+
+	// Reactions add up, and a click takes back one's own.
+	expectReactions := func(want string) {
+		t.Helper()
+		both("question", `[...li.querySelectorAll(".reaction")].map(e => e.innerText.replace(/\s+/g, " ") + " " + e.title).join("; ") === arguments[1] &&
+			[...li.querySelectorAll(".reaction")].every(e => (e.ariaPressed === "true") === e.title.split(", ").includes(JSON.parse(document.body.dataset.client).username))`, want)
+	}
+	bob.act("question", "👍")
+	expectReactions("👍 1 bob")
+	alice.click(rowWith("question") + `//*[@data-emoji="👍"]`)
+	expectReactions("👍 2 bob, alice")
+	bob.click(rowWith("question") + `//*[@data-emoji="👍"]`)
+	expectReactions("👍 1 alice")
+	bob.press(rowWith("question")+`/button[contains(@class, "more")]`, enterKey)
+	bob.press("#actions button:focus", arrowDown+arrowLeft+enterKey) // "…" comes before the first line
+	bob.press("#picker button:focus", arrowDown)
+	bob.press("#picker button:focus", enterKey)
+	expectReactions("👍 1 alice; 😀 1 bob")
+	bob.wait(`document.activeElement.matches(".more")`)
+
+	// A link to a message leads to it.
+	alice.act("question", "Copy link")
+	alice.press("#text", pasteKeys)
+	link := alice.value("#text")
+	alice.press("#text", selectAll+backspace)
+	alice.open(link)
+	alice.waitOnline()
+	alice.wait(seen, rowWith("question"))
+	alice.click("#newer")
+
+	// What is deleted, by a second click, is gone wherever it was quoted. Who is about to change it keeps the words.
+	bob.press("#text", arrowUp)
+	about("Editing", "answer **42**")
+	alice.act("answer 42", "Delete")
+	both("answer 42", `true`)
+	alice.click(`//*[@id="actions"]//button[.="Really delete?"]`)
+	both("thanks", quote+` === "bob This message was deleted."`)
+	const gone = `[...document.querySelectorAll(".body, .quote")].every(e => !/answer|42|43/.test(e.innerText)) && !document.querySelector(".failed, .pending")`
+	alice.wait(gone)
+	bob.wait(gone)
+	bob.say(", or 43")
+	bob.wait(`document.querySelector(".failed [role=alert]")`)
+	bob.click(`//div[@class="refused"]/button[.="Discard"]`)
+	bob.wait(gone)
 }

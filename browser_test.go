@@ -30,6 +30,7 @@ const (
 	shiftEnter = "\uE008\uE007\uE000" // the last one lets go of Shift
 	ctrlEnter  = "\uE009\uE007\uE000"
 	selectAll  = "\uE009a\uE000"
+	pasteKeys  = "\uE009v\uE000"
 )
 
 const patience = 40 * time.Second // how long a page may take to come to show something
