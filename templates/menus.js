@@ -124,7 +124,7 @@ const closeDrawer = () => drawerPushed ? history.back() : location.replace("#mai
 
 function onHash() {
   const open = location.hash === "#side" && narrow.matches, was = byId("main").inert;
-  byId("main").inert = open;
+  for (const covered of [byId("main"), document.querySelector(".top")]) covered.inert = open;
   byId("drawer").setAttribute("aria-expanded", open);
   if (open) byId("side").querySelector("a").focus();
   else if (was) byId("drawer").focus();

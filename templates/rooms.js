@@ -14,11 +14,11 @@ const numbersOf = ({ unread, mentions = 0, notify }) => ({ unread: Number(unread
 
 function roomNamed(name) {
   if (!rooms.has(name)) {
-    const badge = make("span", "badge", make("b"), make("span", "unseen", t("unread")));
-    const link = make("a", "", make("span", "name", shownRoom(name)), make("span", "hint draft", t("draft")), badge), li = make("li", "", link);
+    const badge = make("span", "badge", make("b"), make("span", "unseen", t("unread"))), draft = make("span", "hint draft", t("draft"));
+    const link = make("a", "", make("span", "name", shownRoom(name)), draft, badge), li = make("li", "", link);
     link.href = roomURL(name);
     link.firstChild.dir = "auto";
-    badge.hidden = true;
+    badge.hidden = draft.hidden = true;
     li.dataset.room = name;
     insert(byId(isDirect(name) ? "directs" : "rooms"), li, other => inOrder(shownRoom(other.dataset.room), shownRoom(name)) > 0);
     rooms.set(name, { name, li, unread: 0, mentions: 0, notify: "mentions", newest: 0 });
