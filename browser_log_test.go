@@ -26,7 +26,6 @@ func (d *daemon) speak(c *http.Client, room string, texts ...string) {
 	}
 }
 
-
 // numbered is n texts, from "first" on.
 func numbered(first, n int) (texts []string) {
 	for i := range n {
