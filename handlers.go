@@ -60,6 +60,7 @@ type server struct {
 	invites       *throttle // by address
 	posts         *throttle // messages and whatever else is kept
 	typing        *throttle
+	searches      *throttle // by user
 	complaints    *throttle // lines of the log about one kind of failure
 
 	health            checkup
@@ -108,6 +109,7 @@ func (s *server) routes() http.Handler {
 	tokened("GET /chat/{room}/{$}", scopeRead, s.signedIn(s.inRoom(s.handleRoom)))
 	tokened("POST /chat/{room}/{$}", scopePost, s.signedIn(s.handlePost))
 	tokened("GET /chat/{room}/edits/{id}", scopeRead, s.signedIn(s.inRoom(s.handleEdits)))
+	tokened("GET /search/{$}", scopeRead, s.signedIn(s.handleSearch))
 	handle("POST /chat/{$}", s.signedIn(form(s.handleCreateRoom)))
 	handle("GET /chat/{room}/about/{$}", s.signedIn(s.inRoom(s.handleAbout)))
 	handle("POST /chat/{room}/about/{$}", s.signedIn(form(s.inRoom(s.handleChangeRoom))))

@@ -166,20 +166,13 @@ func (w *writer) remove(r Room, messages []int64) (more bool, err error) {
 	if n, err := result.RowsAffected(); err != nil || n == keepRelated {
 		return true, err
 	}
-	if err := w.unindex(ids); err != nil {
-		return false, err
-	}
-	for _, table := range []string{"reactions WHERE message " + these, "deliveries WHERE event " + these + " OR reply " + these, "log WHERE id " + these} {
+	for _, table := range []string{"search WHERE rowid " + these, "reactions WHERE message " + these, "deliveries WHERE event " + these + " OR reply " + these, "log WHERE id " + these} {
 		if err := w.exec("DELETE FROM "+table, ids); err != nil {
 			return false, err
 		}
 	}
 	return false, nil
 }
-
-// unindex takes messages, a JSON array of ids that are still in the log, out of the
-// search index.
-func (w *writer) unindex(ids string) error { return nil }
 
 // wipe empties the write-ahead log. It fails while others read what is in it.
 func (s *Store) wipe() error {

@@ -84,7 +84,10 @@ func (w *writer) edit(e *Event) error {
 	if err := w.append(e, m.Body); err != nil {
 		return err
 	}
-	return w.exec("UPDATE log SET body = ?, edited = ? WHERE id = ?", e.Body, w.now.UnixMilli(), e.Target)
+	if err := w.exec("UPDATE log SET body = ?, edited = ? WHERE id = ?", e.Body, w.now.UnixMilli(), e.Target); err != nil {
+		return err
+	}
+	return w.reindex(e.Target)
 }
 
 // delete takes the text away, from the message and from its edits. Who wrote
@@ -100,6 +103,9 @@ func (w *writer) delete(e *Event) error {
 		}
 	}
 	if err := w.append(e, ""); err != nil {
+		return err
+	}
+	if err := w.unindex(e.Target); err != nil {
 		return err
 	}
 	if err := w.exec("UPDATE log SET body = NULL, former = NULL WHERE id = ? OR target = ? AND kind != 'message' AND kind = 'edit'", e.Target, e.Target); err != nil {

@@ -327,6 +327,7 @@ func newServer(c config, store *Store, hub *Hub, log *slog.Logger) (*server, err
 		connects:      newThrottle(connectBurst, connectsPerSecond),
 		posts:         newThrottle(burstSeconds*c.rate, c.rate),
 		typing:        newThrottle(burstSeconds, 1),
+		searches:      newThrottle(searchBurst, searchesPerSecond),
 		complaints:    newThrottle(10, 0.2),
 		requestTime:   histogram{bounds: secondsBounds},
 	}

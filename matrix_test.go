@@ -49,6 +49,7 @@ var requests = map[string]string{
 	"GET /chat/{$}":                "/chat/",
 	"POST /chat/{$}":               "/chat/ private=another",
 	"GET /chat/{room}/{$}":         "/chat/secret/",
+	"GET /search/{$}":              "/search/?q=plan",
 	"POST /chat/{room}/{$}":        "/chat/secret/ message=hello",
 	"GET /chat/{room}/about/{$}":   "/chat/secret/about/",
 	"POST /chat/{room}/about/{$}":  "/chat/secret/about/ action=topic&topic=x",

@@ -231,8 +231,8 @@ func TestHealth(t *testing.T) {
 		if status, said := s.checkHealth(""); status != 200 || said["lag"] != 0.0 || said["commit_ms"].(float64) > 1000 {
 			t.Errorf("after that: %d %v", status, said)
 		}
-		if n := count() - writes; n != 4 { // the crowd's, the message, one when it was stuck, the last
-			t.Errorf("%v writes, want 4", n)
+		if n := count() - writes; n != 5 { // the crowd's, the message, one when it was stuck, the last, the index's
+			t.Errorf("%v writes, want 5", n)
 		}
 
 		time.Sleep(healthEvery)

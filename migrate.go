@@ -132,6 +132,11 @@ DROP INDEX log_edits;
 CREATE INDEX log_about ON log (target) WHERE kind != 'message';
 CREATE INDEX deliveries_by_event ON deliveries (event);
 CREATE INDEX deliveries_by_reply ON deliveries (reply);
+CREATE VIRTUAL TABLE search USING fts5 (text, pairs, tags, content='', contentless_delete=1, tokenize='ascii');
+CREATE TABLE indexed (
+  id INTEGER NOT NULL
+) STRICT;
+INSERT INTO indexed VALUES (0);
 `}
 
 // migrate brings the database to version len(steps)+1, all or nothing. It keeps

@@ -59,6 +59,8 @@ type page struct {
 	Pushes   bool   // there is a button for another push
 	Client   *clientData
 
+	Found *foundPage
+
 	Admin *adminPage
 	Hooks *hooksPage
 }

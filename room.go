@@ -344,10 +344,14 @@ func (s *server) createPrivate(r *http.Request, v visitor) (Room, error) {
 }
 
 // handleRoom shows the newest messages of a room, or, with ?before=ID, older ones,
-// or, with ?after=ID, newer ones, or, with ?at=ID, those around one; or it streams what is said there.
+// or, with ?after=ID, newer ones, or, with ?at=ID or ?at=TIME, those around one; or it
+// streams what is said there.
 func (s *server) handleRoom(w http.ResponseWriter, r *http.Request, v visitor, room Room) error {
 	if room.Name != r.PathValue("room") {
 		return s.redirect(w, r, roomPath(room.Name)+query(r))
+	}
+	if t, given := momentOf(r); given {
+		return s.jump(w, r, room, t)
 	}
 	switch d := streamOf(r, v); {
 	case d != nil:

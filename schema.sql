@@ -113,6 +113,14 @@ CREATE INDEX log_about ON log (target) WHERE kind != 'message';
 -- What may mention somebody.
 CREATE INDEX log_mentions ON log (room) WHERE kind = 'message' AND instr(body, '@');
 
+-- What can be found: the words of each message, pairs of Chinese characters, and tags
+-- (see index.go), under its id in the log. The words are cut and folded there, and the text is not kept here.
+CREATE VIRTUAL TABLE search USING fts5 (text, pairs, tags, content='', contentless_delete=1, tokenize='ascii');
+CREATE TABLE indexed (
+  id INTEGER NOT NULL            -- the one row: search has the log up to here
+) STRICT;
+INSERT INTO indexed VALUES (0);
+
 -- Who reacts how to which message now; the log says when it came about.
 CREATE TABLE reactions (
   message INTEGER NOT NULL REFERENCES log,

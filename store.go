@@ -61,6 +61,7 @@ type job struct {
 	news  []Event // that came about with it, and that are not kept
 	err   error
 	done  func(Event, error)
+	alone bool // the index's, which nobody else's is to wait for
 }
 
 // OpenStore opens, or creates, the database in the directory dir and starts its
@@ -202,9 +203,10 @@ func (s *Store) commitLoop(w *writer) {
 	defer w.close()
 	var batch []*job
 	var events []Event
-	for j := range s.queue {
-		batch = append(batch[:0], j)
-		for len(batch) < maxBatch && len(s.queue) > 0 {
+	s.planIndex(w, &job{}, 0) // it may be behind since the last time
+	for first, ok := s.next(w); ok; first, ok = s.next(w) {
+		batch = append(batch[:0], first)
+		for !first.alone && len(batch) < maxBatch && len(s.queue) > 0 {
 			batch = append(batch, <-s.queue)
 		}
 		began, result := time.Now(), "ok"
@@ -240,6 +242,7 @@ func (s *Store) commitLoop(w *writer) {
 		for _, j := range batch {
 			j.done(j.event, j.err)
 		}
+		s.planIndex(w, first, time.Since(began))
 		if len(batch) > 1 {
 			runtime.Gosched() // whoever has an answer may have more to say: let it be in one batch, not in two
 		}
@@ -259,6 +262,9 @@ type writer struct {
 	now     time.Time // of the running transaction
 	job     *job      // the running one
 	after   func()    // to be done once after the commit, before the jobs are
+
+	indexed  int64            // the index has the log up to here, or further
+	indexDue <-chan time.Time // when to go on with it; nil: it has everything
 }
 
 // tell has news published after the commit.
@@ -290,7 +296,7 @@ func newWriter(db *sql.DB) (*writer, error) {
 	w := &writer{conn: conn, insert: insert, unread: unread, version: version}
 	err = version.QueryRow().Scan(&w.seen)
 	if err == nil {
-		err = w.queryRow(lastID).Scan(&w.last)
+		err = w.queryRow("SELECT ("+lastID+"), id FROM indexed").Scan(&w.last, &w.indexed)
 	}
 	return w, err
 }

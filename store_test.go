@@ -18,7 +18,7 @@ import (
 // testStore is a store whose commits can be watched and held up.
 type testStore struct {
 	*Store
-	t         *testing.T
+	t         testing.TB
 	dir       string
 	room      Room
 	ann, bob  User
@@ -26,7 +26,7 @@ type testStore struct {
 	gate      sync.Mutex // publish waits for it
 }
 
-func openTestStore(t *testing.T, dir string) *testStore {
+func openTestStore(t testing.TB, dir string) *testStore {
 	t.Helper()
 	s := &testStore{t: t, dir: dir}
 	var err error
