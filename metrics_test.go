@@ -192,7 +192,8 @@ func TestHealth(t *testing.T) {
 			t.Fatal(err)
 		}
 
-		time.Sleep(healthEvery) // a crowd is answered with one write
+		time.Sleep(healthEvery + wipeAfter) // what was deleted before the start is wiped
+		// A crowd is answered with one write.
 		count := func() float64 {
 			s.store.batchSize.mu.Lock()
 			defer s.store.batchSize.mu.Unlock()
