@@ -7,6 +7,8 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -246,8 +248,11 @@ func TestBrowserReading(t *testing.T) {
 	phone.waitLog(`badge("lab") === ""`)
 
 	// Nor is read what is below what she reads.
+	laptop.hide()
 	d.speak(bob, "lab", numbered(1, 40)...)
-	phone.waitLog(`document.querySelector("li[data-room=lab] time") && badge("lab") === ""`)
+	phone.waitLog(`badge("lab") === "40"`)
+	laptop.show()
+	phone.waitLog(`badge("lab") === ""`)
 	laptop.waitLog(`rowOf("40") && (list.scrollTop = 0) === 0`)
 	d.speak(bob, "lab", "below")
 	laptop.waitLog(`offered === "↓ 1 new" && badge("lab") === "1"`)
@@ -262,6 +267,128 @@ func TestBrowserReading(t *testing.T) {
 	phone.click(`#directs a`)
 	phone.waitLog(`line === "psst" && badge("den") === "1"`)
 	laptop.waitLog(`badge("@bob") === "" && document.title === "• lab – chatd"`)
+}
+
+func TestBrowserNotify(t *testing.T) {
+	needBrowser(t)
+	t.Parallel()
+	d := startDaemon(t, t.TempDir(), "-rate", "0")
+	bob, phone := d.setUp("bob"), d.addUser("alice")
+	for _, room := range []string{"lab", "side", "all", "none"} {
+		d.speak(bob, room, "first")
+	}
+	for _, room := range []string{"all", "none"} {
+		d.post(phone, "/chat/"+room+"/about/", url.Values{"action": {"notify"}, "notify": {room}})
+	}
+	alice := startBrowser(t, "alice", "en")
+	alice.signIn(d, "lab")
+	alice.devtools("Browser.grantPermissions", anything{"permissions": []string{"notifications"}})
+	alice.click(".menu summary")
+	alice.click("#switches button:nth-child(1)")
+	alice.wait(`[...document.querySelectorAll("#switches button")].map(b => b.innerText + " " + b.ariaPressed).join() ===
+		"Notify on the desktop true,Sound false,Enter makes a new line false"`)
+	var lab string
+	alice.do("GET", alice.session+"/window", nil, &lab)
+	side, elsewhere := alice.newTab(""), alice.newTab(d.url("/healthz"))
+	for tab, room := range map[string]string{lab: "lab", side: "side"} {
+		alice.lookAt(tab)
+		alice.devtools("Page.addScriptToEvaluateOnNewDocument", anything{"source": `window.Notification = class extends Notification {
+			constructor(title, how) { super(title, how); localStorage["told/" + Math.random()] = title + ": " + how.body; } }`})
+		alice.open(d.url(roomPath(room)))
+		alice.waitOnline()
+	}
+	expectTold := func(want ...string) {
+		t.Helper()
+		alice.wait(`Object.entries(localStorage).flatMap(([key, text]) => key.startsWith("told/") ? [text] : []).sort().join() === arguments[0]`, strings.Join(want, ","))
+	}
+
+	// She looks at a page of chatd: numbers tell her enough.
+	alice.lookAt(side)
+	d.speak(bob, "side", "@alice seen")
+	d.speak(bob, "lab", "@alice in the other tab")
+	alice.waitLog(`rowOf("@alice seen") && badge("lab") === "@1"`)
+
+	// She looks elsewhere: one tab tells her what each room's level is for, and that only.
+	alice.lookAt(elsewhere)
+	d.speak(bob, "lab", "not for her", "@alice for her")
+	d.speak(bob, "all", "anything")
+	d.speak(bob, "none", "@alice nothing")
+	d.speak(bob, "@alice", "psst")
+	told := []string{"bob – all: anything", "bob – lab: @alice for her", "bob: psst"}
+	expectTold(told...)
+
+	// What is said before the page is back online is told too.
+	d.kill()
+	d.start()
+	d.speak(bob, "lab", "@alice missed")
+	told = slices.Insert(told, 2, "bob – lab: @alice missed")
+	expectTold(told...)
+	for _, tab := range []string{lab, side} {
+		alice.lookAt(tab)
+		alice.waitLog(`badge("all") === "2"`)
+	}
+	expectTold(told...)
+}
+
+func TestBrowserRooms(t *testing.T) {
+	needBrowser(t)
+	t.Parallel()
+	d := startDaemon(t, t.TempDir(), "-rate", "0")
+	bob := d.setUp("bob")
+	d.addUser("alice")
+	alice := startBrowser(t, "alice", "en")
+	alice.signIn(d, "lab")
+	alice.waitOnline()
+	change := func(room string, form ...string) {
+		t.Helper()
+		v := url.Values{"action": {form[0]}}
+		if len(form) > 1 {
+			v.Set(form[1], form[2])
+		}
+		d.post(bob, roomPath(room)+"about/", v)
+	}
+	const list = `[...document.querySelectorAll("#side .rooms li")].map(li => li.querySelector(".name").textContent +
+		(li.matches(".archived") ? " archived" : "") + (badge(li.querySelector(".name").textContent) && " " + badge(li.querySelector(".name").textContent))).join()`
+
+	// Rooms come, are called otherwise with what is unread in them, and go.
+	d.speak(bob, "side", "@alice hello")
+	alice.waitLog(list + ` === "lab,side @1" && !document.querySelector(".draft").checkVisibility()`)
+	change("side", "rename", "name", "aside")
+	alice.waitLog(list + ` === "aside @1,lab"`)
+	change("aside", "archive")
+	alice.waitLog(list + ` === "aside archived @1,lab"`)
+	d.post(bob, "/chat/", url.Values{"private": {"den"}})
+	change("den", "add", "member", "alice")
+	alice.waitLog(list + ` === "aside archived @1,den,lab"`)
+	change("den", "remove", "member", "alice")
+	alice.waitLog(list + ` === "aside archived @1,lab"`)
+
+	// The room that she is in is renamed, archived and restored while she writes.
+	alice.press("#text", "half a thought")
+	change("lab", "rename", "name", "workshop")
+	alice.wait(`location.pathname === "/chat/workshop/" && document.getElementById("text").value === "half a thought" && document.body.dataset.state === "online"`)
+	change("workshop", "topic", "topic", "tools")
+	alice.wait(`document.querySelector(".topic").innerText === "tools"`)
+	change("workshop", "archive")
+	alice.wait(`!document.getElementById("composer") && /archived/.test(document.querySelector(".notice").innerText) && document.body.dataset.state === "online"`)
+	change("workshop", "restore")
+	alice.wait(`document.getElementById("text")?.value === "half a thought" && document.body.dataset.state === "online"`)
+
+	// The same while she is away.
+	alice.setNetwork(false)
+	alice.wait(`document.body.dataset.state === "offline"`)
+	change("workshop", "rename", "name", "attic")
+	change("aside", "rename", "name", "beside")
+	d.speak(bob, "attic", "up here")
+	alice.setNetwork(true)
+	alice.waitLog(`location.pathname === "/chat/attic/" && rowOf("up here") && ` + list + ` === "attic,beside archived @1"`)
+
+	// Who is put out of a private room is not left in it.
+	change("den", "add", "member", "alice")
+	alice.click(`#rooms li[data-room=den] a`)
+	alice.waitOnline()
+	change("den", "remove", "member", "alice")
+	alice.wait(`location.pathname === "/chat/" && !document.body.innerText.includes("den")`)
 }
 
 func TestBrowserConnection(t *testing.T) {

@@ -253,14 +253,23 @@ func (b *browser) settle() {
 	b.script(`return new Promise(done => setTimeout(() => requestAnimationFrame(() => setTimeout(done)), 10))`)
 }
 
-// wait returns when an expression has become true in the page. Its arguments[i] are args.
+// wait returns when an expression has become true in the page, which may go and come back. Its arguments[i] are args.
 func (b *browser) wait(condition string, args ...any) {
 	b.t.Helper()
-	js := `const done = arguments[arguments.length - 1];
-		const timer = setInterval(() => { if (` + condition + `) { clearInterval(timer); done(); } }, 20);`
-	err := b.ask("POST", b.session+"/execute/async", anything{"script": js, "args": append([]any{}, args...)}, nil)
-	if err != nil {
-		b.t.Fatalf("%s waited for %s\nwith %.999q\nand has on the screen:\n%s\n(%v)", b.name, condition, args, b.text("body"), err)
+	in := anything{"script": "return Boolean(" + condition + ")", "args": append([]any{}, args...)}
+	deadline, poll := time.After(patience), time.NewTicker(20*time.Millisecond)
+	defer poll.Stop()
+	for {
+		var met bool
+		err := b.ask("POST", b.session+"/execute/sync", in, &met)
+		if err == nil && met {
+			return
+		}
+		select {
+		case <-poll.C:
+		case <-deadline:
+			b.t.Fatalf("%s waited for %s\nwith %.999q\nand has on the screen:\n%s\n(%v)", b.name, condition, args, b.text("body"), err)
+		}
 	}
 }
 

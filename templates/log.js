@@ -19,10 +19,11 @@ let stuck = true; // the reader was at the end when last seen to scroll
 let shownHeight = 0, unseen = 0;
 let divider = null; // the row with the line above what is new
 let lastRead = client?.lastRead, readTimer = 0;
+let held = false; // marked unread, which what comes later does not undo
 
 export const rowOf = id => rows.get(Number(id));
-export const lastOwn = () => [...rows.values()].findLast(li => li.matches(".own:not(.deleted)"));
-export const isReading = () => !newer && isVisible() && document.hasFocus() && stuck;
+export const lastOwn = () => [...list.querySelectorAll("li.own[data-id]:not(.deleted)")].at(-1);
+export const isReading = () => !newer && isVisible() && document.hasFocus() && stuck && !held;
 
 // ---- what comes over the socket ----
 
@@ -297,6 +298,7 @@ async function loadNewer() {
 
 // Leaves what is shown for the newest page.
 export async function showNewest() {
+  held = false;
   if (newer && (loading || !await load("", page => {
     clear();
     insert(page.messages);
@@ -392,6 +394,7 @@ export function considerRead() {
 export function markRead() {
   const id = Math.max(0, ...rows.keys());
   if (newer || !net.live || id <= lastRead) return;
+  held = false;
   lastRead = id;
   post({ type: "read", room: client.room, id });
 }
@@ -399,8 +402,8 @@ export function markRead() {
 // This message and what follows it count as unread again.
 export function markUnread(li) {
   const above = neighbour(li, "previousElementSibling");
-  stuck = false; // or it would be read at once
-  clearTimeout(readTimer);
+  held = true;
+  considerRead();
   post({ type: "read", room: client.room, id: above ? row.rank(above) : row.rank(li) - 1, back: true });
   setDivider(li);
 }

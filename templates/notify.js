@@ -37,18 +37,27 @@ function paintIcon(colour) {
 const wants = name => shelf.get(shelf.key(name)) === "on";
 const allowed = () => window.Notification?.permission === "granted";
 
-// What hears of every message of others, and tells of those that the room's level is for. All tabs of a browser hear of
-// them: the one where it is being read keeps the others silent, else the first one speaks.
+const turn = 300; // the tab that is looked at is first
+
+// What hears of every message of others, and tells of those that the room's level is for: in one tab, and not if another
+// one is looked at.
 export function hear(f, room) {
-  if (f.room === client.room && isReading()) shelf.set(shelf.key("told"), `${f.id}`);
-  else if (room.notify === "all" || room.notify === "mentions" && f.mentions) setTimeout(call, 200 + 200 * Math.random(), f);
+  if (room.notify === "none" || room.notify === "mentions" && !f.mentions) return;
+  const looking = isVisible() && document.hasFocus(), read = f.room === client.room && isReading();
+  setTimeout(inOneTab, looking ? 0 : turn, f.id, () => {
+    if (read) return;
+    if (wants("sound")) beep();
+    if (!looking && wants("desktop") && allowed()) tell(f);
+  });
 }
 
-function call(f) {
-  if (Number(shelf.get(shelf.key("told"))) >= f.id) return;
-  shelf.set(shelf.key("told"), `${f.id}`);
-  if (wants("sound")) beep();
-  if (wants("desktop") && allowed() && !(isVisible() && document.hasFocus())) tell(f);
+function inOneTab(id, call) {
+  const key = shelf.key("told");
+  if (navigator.locks) navigator.locks.request(`${key}/${id}`, { ifAvailable: true }, lock => lock && new Promise(done => { call(); setTimeout(done, 60e3); }));
+  else if (Number(shelf.get(key)) < id) { // plain http has no locks, and sounds only
+    shelf.set(key, `${id}`);
+    call();
+  }
 }
 
 function tell(f) {
@@ -63,10 +72,12 @@ function tell(f) {
   } catch { } // Android has them only from service workers
 }
 
-let audio;
+let audio, quietTill = 0;
 
 function beep() {
   audio ??= new AudioContext();
+  if (audio.currentTime < quietTill) return; // many came at once
+  quietTill = audio.currentTime + 1;
   const tone = audio.createOscillator(), volume = audio.createGain(), now = audio.currentTime;
   tone.frequency.setValueAtTime(660, now);
   tone.frequency.setValueAtTime(880, now + 0.09);

@@ -33,10 +33,15 @@ function insert(ul, li, isAfter) {
 
 // A room is new, or its name, topic or state is.
 function onRoom({ room, former, topic = "", archived = false }) {
-  const here = (former ?? room) === client.room;
-  if (former && here) return location.replace(roomURL(room));
+  const here = (former ?? room) === client.room, was = rooms.get(former);
+  if (former) shelf.set(shelf.key("draft", room), shelf.get(shelf.key("draft", former)));
+  if (former && here) {
+    client.room = room; // under which the draft is kept when this page goes
+    return location.replace(roomURL(room));
+  }
   if (former) dropRoom(former);
-  roomNamed(room);
+  Object.assign(roomNamed(room), was && numbersOf(was)).li.classList.toggle("archived", archived);
+  paintSoon();
   if (!here) return;
   setText(document.querySelector(".topic"), topic);
   if (archived !== client.archived) location.reload();
@@ -49,7 +54,13 @@ function dropRoom(name) {
 }
 
 function onWelcome(f) {
-  for (const r of f.rooms) Object.assign(roomNamed(r.room), numbersOf(r));
+  const there = new Map(f.rooms.map(r => [r.room, r]));
+  if (!there.has(client.room)) return location.reload(); // renamed meanwhile, or closed to the reader
+  for (const name of rooms.keys()) if (!there.has(name)) dropRoom(name);
+  for (const r of f.rooms) {
+    onRoom(r);
+    Object.assign(roomNamed(r.room), numbersOf(r));
+  }
 }
 
 // Has this message something to say to the reader? hears gets it and its room.
@@ -59,11 +70,12 @@ function onMessage(f, hears) {
   paintSoon();
   if (own) return;
   if (!net.live) net.missed++;
-  if (f.id <= net.welcomeId) return; // the welcome counted it
-  room.unread++;
   f.mentions = isDirect(f.room) || f.message?.includes("@") && formatted(f.message).querySelector(".me") !== null;
-  if (f.mentions) room.mentions++;
-  hears(f, room);
+  if (f.id > net.welcomeId) { // the welcome counted the others
+    room.unread++;
+    if (f.mentions) room.mentions++;
+  }
+  if (room.unread) hears(f, room);
 }
 
 let painting = 0;
