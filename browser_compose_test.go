@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -345,4 +346,137 @@ func TestBrowserMessages(t *testing.T) {
 	bob.wait(`document.querySelector(".failed [role=alert]")`)
 	bob.click(`//div[@class="refused"]/button[.="Discard"]`)
 	bob.wait(gone)
+}
+
+func TestBrowserOutbox(t *testing.T) {
+	needBrowser(t)
+	t.Parallel()
+	d := startDaemon(t, t.TempDir(), "-rate", "0")
+	phone := d.setUp("alice")
+	d.post(phone, "/chat/side/", url.Values{"message": {"elsewhere"}, "cid": {"0"}})
+	alice := startBrowser(t, "alice", "en")
+	alice.signIn(d, "lab")
+	alice.waitOnline()
+	alice.say("before")
+	alice.expect("alice: before")
+
+	// A draft belongs to its room, whose name says so elsewhere.
+	alice.press("#text", "half")
+	alice.click(`#rooms a[href="/chat/side/"]`)
+	alice.expect("alice: elsewhere")
+	if got := alice.value("#text"); got != "" {
+		t.Errorf("the draft of another room is here: %q", got)
+	}
+	alice.wait(`document.querySelector('#rooms a[href="/chat/lab/"] .draft').checkVisibility()`)
+	alice.click(`#rooms a[href="/chat/lab/"]`)
+	alice.wait(`document.getElementById("text")?.value === "half" && !document.querySelector(".draft:not([hidden])")`)
+	alice.waitOnline()
+
+	// What is written while the network is away is shown with a clock, and sent by the tab that comes after this one.
+	alice.setNetwork(false)
+	alice.wait(`document.body.dataset.state === "offline"`)
+	alice.say(" a thought")
+	alice.expect("alice: before", "alice: half a thought (pending)")
+	alice.act("before", "Edit")
+	alice.say(" and after")
+	alice.expect("alice: before and after (pending)", "alice: half a thought (pending)")
+	first := alice.tab()
+	next := alice.newTab("")
+	alice.lookAt(first)
+	alice.do("DELETE", alice.session+"/window", nil, nil)
+	alice.lookAt(next)
+	alice.setNetwork(true)
+	alice.open(d.url("/chat/lab/"))
+	said := []string{"alice: before and after", "alice: half a thought"}
+	alice.expect(said...)
+	alice.wait(`document.querySelector("#messages .mark a")`) // edited
+	alice.waitOnline()
+
+	// A tick confirms for a moment what is on the disk.
+	alice.script(`window.ticks = 0; new MutationObserver(() => { ticks += document.querySelectorAll(".sent .state").length; })
+		.observe(document.getElementById("messages"), { subtree: true, childList: true })`)
+	alice.say("ticked")
+	said = append(said, "alice: ticked")
+	alice.expect(said...)
+	alice.wait(`ticks > 0 && !document.querySelector(".state")`)
+
+	// Two tabs share what waits, and the log has it once.
+	tabs := []string{next, alice.newTab(d.url("/chat/lab/"))}
+	everywhere := func(do func(i int)) {
+		t.Helper()
+		for i, tab := range tabs {
+			alice.lookAt(tab)
+			do(i)
+		}
+	}
+	alice.waitOnline()
+	d.kill()
+	everywhere(func(i int) {
+		alice.wait(`document.body.dataset.state === "offline"`)
+		said = append(said, fmt.Sprintf("alice: from tab %d", i))
+		alice.say(said[len(said)-1][7:])
+	})
+	d.start()
+	everywhere(func(int) { alice.waitOnline(); alice.expect(said...) })
+
+	// A tab that goes away takes no draft of another one with it.
+	alice.press("#text", "mine")
+	alice.wait(`Object.values(localStorage).includes("mine")`)
+	alice.lookAt(tabs[0])
+	alice.reload()
+	everywhere(func(int) {
+		if got := alice.value("#text"); got != "mine" {
+			t.Errorf("the draft is %q", got)
+		}
+		alice.press("#text", selectAll+backspace)
+		alice.waitOnline()
+	})
+
+	// A message that the server does not want can be copied and discarded.
+	alice.script(`return import([...document.querySelectorAll("link[rel=modulepreload]")].find(l => l.href.endsWith("/page.js")).href)
+		.then(page => { page.client.limit *= 2; })`)
+	long := strings.Repeat("字", maxMessage/3+1)
+	alice.click("#text")
+	alice.paste(long)
+	alice.press("#text", enterKey)
+	failed := append(slices.Clone(said), "alice: "+long+" (failed)")
+	alice.expect(failed...)
+	alice.reload()
+	alice.waitOnline()
+	alice.expect(failed...)
+	if got := alice.text(".refused [role=alert]"); !strings.Contains(got, "8192") {
+		t.Errorf("it was refused with %q", got)
+	}
+	alice.click(`//div[@class="refused"]/button[.="Copy"]`)
+	alice.find(`//div[@class="refused"]/button[.="Copied"]`)
+	alice.press("#text", pasteKeys)
+	if got := alice.value("#text"); got != long {
+		t.Errorf("copied were %d bytes of %d", len(got), len(long))
+	}
+	alice.press("#text", selectAll+backspace)
+	alice.click(`//div[@class="refused"]/button[.="Discard"]`)
+	alice.expect(said...)
+	alice.reload()
+	alice.waitOnline()
+	alice.expectNow(said...)
+
+	// One that it does not want for now can be sent again, from any tab.
+	everywhere(func(int) {
+		alice.setNetwork(false)
+		alice.wait(`document.body.dataset.state === "offline"`)
+	})
+	alice.say("late")
+	d.post(phone, "/chat/lab/about/", url.Values{"action": {"archive"}})
+	everywhere(func(int) { alice.setNetwork(true) })
+	failed = append(slices.Clone(said), "alice: late (failed)")
+	everywhere(func(int) { alice.expect(failed...) })
+	if got := alice.text(".refused [role=alert]"); !strings.Contains(got, "archived") {
+		t.Errorf("it was refused with %q", got)
+	}
+	d.post(phone, "/chat/lab/about/", url.Values{"action": {"restore"}})
+	alice.find("#composer") // in a page that the change has loaded
+	alice.waitOnline()
+	alice.click(`//div[@class="refused"]/button[.="Retry"]`)
+	said = append(said, "alice: late")
+	everywhere(func(int) { alice.expect(said...) })
 }

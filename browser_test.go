@@ -212,6 +212,13 @@ func (b *browser) setNetwork(on bool) {
 	b.post("/chromium/network_conditions", anything{"network_conditions": anything{"offline": !on, "latency": 0, "throughput": -1}})
 }
 
+// tab returns the handle of the tab that is driven.
+func (b *browser) tab() (handle string) {
+	b.t.Helper()
+	b.do("GET", b.session+"/window", nil, &handle)
+	return handle
+}
+
 // find returns the path of the first element that matches, once there is one.
 func (b *browser) find(css string) string {
 	b.t.Helper()

@@ -139,6 +139,7 @@ const draft = () => shelf.get(shelf.key("draft", client.room));
 
 function saveDraft() {
   clearTimeout(draftTimer);
+  draftTimer = 0;
   if (about?.kind !== "edit") shelf.set(shelf.key("draft", client.room), text.value);
 }
 
@@ -167,7 +168,7 @@ export function startComposer() {
   addEventListener("paste", take);
   addEventListener("drop", take);
   addEventListener("dragover", e => { if (e.dataTransfer.types.includes("Files")) e.preventDefault(); });
-  addEventListener("pagehide", saveDraft);
+  addEventListener("pagehide", () => { if (draftTimer) saveDraft(); }); // another tab may have a newer one
   onInput();
   if (!coarse.matches) text.focus();
 }

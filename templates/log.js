@@ -94,7 +94,7 @@ function change({ target, cid, username }, how, text) {
   how(li);
   if (li.dataset.cid !== cid) return;
   li.removeAttribute("data-cid");
-  if (username === client.username && !li.matches(".deleted")) row.confirm(li);
+  if (username === client.username) row.confirm(li);
 }
 
 // ---- order ----
@@ -231,11 +231,14 @@ function dropPending(cid) {
   pending.delete(cid);
 }
 
-// Another tab had a message acknowledged, which comes here as a row of its own, or discarded it.
+// Another tab had a message acknowledged, which comes here as a row of its own, or refused, or discarded it.
 function onStorage(e) {
   if (e.key !== outbox.key()) return;
-  const kept = new Set(outbox.all().map(entry => entry.cid));
-  for (const cid of pending.keys()) if (!kept.has(cid)) dropPending(cid);
+  const kept = new Map(outbox.all().map(entry => [entry.cid, entry]));
+  for (const [cid, li] of pending) {
+    if (!kept.has(cid)) dropPending(cid);
+    else if (kept.get(cid).reason && li.matches(".pending")) fail(kept.get(cid));
+  }
 }
 
 // ---- pages ----

@@ -75,7 +75,8 @@ function refuse({ code, cid, error }, onRefused) {
     pauseTimer = setTimeout(() => { pauseTimer = 0; flush(); }, pause);
   } else {
     outbox.setReason(cid, error);
-    onRefused(outbox.all().find(e => e.cid === cid));
+    const entry = outbox.all().find(e => e.cid === cid);
+    if (entry) onRefused(entry); // or another tab has discarded it
   }
   landed(cid);
 }

@@ -91,6 +91,7 @@ export function requote(list, target, message) {
 }
 
 export function showText(li, message, edited) {
+  if (li.matches(".deleted")) return; // while its author was changing it
   facts.get(li).message = message;
   li.querySelector(".body").replaceChildren(formatted(message));
   fold(li, message);
