@@ -49,11 +49,12 @@ func (b *browser) expectFocus(css string) {
 func (b *browser) reach(key, css string) {
 	b.t.Helper()
 	for range 100 {
-		if b.keys(key); b.focused(css) {
+		if b.focused(css) {
 			return
 		}
+		b.keys(key)
 	}
-	b.t.Fatalf("%s does not get to %s", b.name, css)
+	b.t.Fatalf("%s does not get to %s, but to %v", b.name, css, b.script(`return document.activeElement.outerHTML.slice(0, 500)`))
 }
 
 // resize sets the size of the page in CSS pixels, and whether a finger points.
@@ -235,6 +236,22 @@ func TestBrowserRoomLooks(t *testing.T) {
 		s.leave()
 	}
 	alice.tree("the room", "banner", "navigation", "main", "complementary", "search", "log")
+
+	// Who wants it dark has it dark, whatever the system says.
+	alice.prefer("prefers-color-scheme", "light")
+	const background = `return getComputedStyle(document.body).backgroundColor`
+	light := alice.script(background)
+	alice.click(".menu summary")
+	alice.click("[name=theme][value=dark]")
+	if alice.script(background) == light {
+		t.Error("it is as light as before")
+	}
+	start := alice.script(`const link = document.querySelector("link[rel=manifest]").href, { start_url, icons } = await (await fetch(link)).json();
+		for (const { src } of icons) await Object.assign(new Image(), { src: new URL(src, link) }).decode();
+		return start_url`)
+	if start != "/chat/" {
+		t.Errorf("the manifest starts at %v", start)
+	}
 
 	alice.click(".menu summary")
 	alice.click("[name=lang][value=zh]")
@@ -431,8 +448,9 @@ func TestBrowserKeys(t *testing.T) {
 
 	// Up in the log, and back to its end.
 	alice.reach(tabKey, "#messages")
-	alice.keys(pageUp, pageUp)
-	alice.wait(`(m => m.scrollHeight - m.scrollTop - m.clientHeight > 200)(document.getElementById("messages"))`)
+	alice.script(`document.getElementById("messages").addEventListener("scrollend", e => { window.rests = e.target.scrollTop; })`)
+	alice.keys(pageUp)
+	alice.wait(`window.rests + 200 < document.getElementById("messages").scrollHeight - document.getElementById("messages").clientHeight`)
 	say("lab", "news")
 	alice.wait(`document.getElementById("newer").innerText.includes("1")`)
 	alice.reach(shiftKey+tabKey, "#messages")

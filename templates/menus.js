@@ -188,6 +188,9 @@ export function startMenus() {
   });
   if (!client) return;
   startDrawer();
-  byId("help").addEventListener("click", openHelp);
+  byId("help").addEventListener("click", () => {
+    document.querySelector(".menu summary").focus(); // where it comes back to, as the menu closes
+    openHelp();
+  });
   byId("help").hidden = false;
 }

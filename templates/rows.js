@@ -105,6 +105,7 @@ export function showDeleted(li) {
   paintReactions(li);
   fold(li, "");
   li.querySelector(".mark").replaceChildren();
+  if (li.contains(document.activeElement)) li.querySelector(".at").focus();
   li.querySelector(".more")?.remove();
   setText(li.querySelector(".body"), t("deleted"));
   li.classList.add("deleted");
