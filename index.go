@@ -18,6 +18,7 @@ const (
 	indexRows  = 128         // of the log, that are indexed at once: about 2 ms
 	indexBytes = 16 << 10    // of text, likewise
 	indexPause = 9           // while others wait for the writer, this many times as long as it took
+	purgePages = 64          // of the index, written anew at once
 	indexHelp  = 8           // as often for a search that waits
 )
 
@@ -117,8 +118,45 @@ func (w *writer) addToIndex(rows []indexRow) error {
 	return nil
 }
 
-// unindex takes a message out of the index, if it is there.
-func (w *writer) unindex(id int64) error { return w.exec("DELETE FROM search WHERE rowid = ?", id) }
+// unindex takes messages out of the index, if they are there. The engine only notes that:
+// purge takes their words out of its pages.
+func (w *writer) unindex(ids ...int64) error {
+	if err := w.exec("DELETE FROM search WHERE rowid IN (SELECT value FROM json_each(?))", string(encodeJSON(ids))); err != nil {
+		return err
+	}
+	return w.exec("UPDATE indexed SET stale = stale + ?", len(ids))
+}
+
+// purge has the index written anew, in small steps, if there are words in it of what is
+// gone: the only way of FTS5.
+func (s *Store) purge(ctx context.Context) error {
+	var stale int64
+	if err := s.queryRow(ctx, "SELECT stale FROM indexed").Scan(&stale); err != nil || stale == 0 {
+		return err
+	}
+	for pages, more := -purgePages, true; more; pages = purgePages { // a negative number begins it
+		if err := s.update(func(w *writer) error {
+			var before, after int64
+			err := w.queryRow("SELECT total_changes()").Scan(&before)
+			if err == nil {
+				err = w.exec("INSERT INTO search (search, rank) VALUES ('merge', ?)", pages)
+			}
+			if err == nil {
+				err = w.queryRow("SELECT total_changes()").Scan(&after)
+			}
+			more = after-before > 1 // else there was nothing to do
+			return err
+		}); err != nil {
+			return err
+		}
+		select {
+		case <-time.After(keepPause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return s.update(func(w *writer) error { return w.exec("UPDATE indexed SET stale = stale - ?", stale) })
+}
 
 // reindex does that too, and takes it in as it is now. One that is in the tail stays there.
 func (w *writer) reindex(id int64) error {

@@ -76,6 +76,9 @@ func (k *keeper) run(ctx context.Context) {
 			round.Reset(0)
 		case <-round.C:
 			removed, err := k.round(ctx)
+			if err == nil {
+				err = k.store.purge(ctx)
+			}
 			if err != nil && ctx.Err() == nil {
 				k.log.Error("remove old messages", "err", err)
 			}
@@ -166,7 +169,10 @@ func (w *writer) remove(r Room, messages []int64) (more bool, err error) {
 	if n, err := result.RowsAffected(); err != nil || n == keepRelated {
 		return true, err
 	}
-	for _, table := range []string{"search WHERE rowid " + these, "reactions WHERE message " + these, "deliveries WHERE event " + these + " OR reply " + these, "log WHERE id " + these} {
+	if err := w.unindex(messages...); err != nil {
+		return false, err
+	}
+	for _, table := range []string{"reactions WHERE message " + these, "deliveries WHERE event " + these + " OR reply " + these, "log WHERE id " + these} {
 		if err := w.exec("DELETE FROM "+table, ids); err != nil {
 			return false, err
 		}

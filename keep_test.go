@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -72,7 +73,20 @@ func TestRemovedIsGone(t *testing.T) {
 			last = old.ID
 		}
 	}
-	for _, e := range deleted {
+	word := s.must(s.message(s.bob, "", "xylophone"))
+	if err := s.update(func(w *writer) error { // the index has all of it
+		for more := true; more; {
+			last, err := w.index()
+			if err != nil {
+				return err
+			}
+			more = last < word.ID
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range append(deleted, word) {
 		s.must(Event{Kind: KindDelete, Author: s.bob, Target: e.ID})
 	}
 	s.age(last)
@@ -82,8 +96,14 @@ func TestRemovedIsGone(t *testing.T) {
 	if n := inFile(t, path, fmt.Sprintf("SELECT count(*) FROM log WHERE id <= %d OR target <= %[1]d AND kind != 'message'", last)); n != 0 {
 		t.Errorf("%d rows of what was removed are left", n)
 	}
-	if err := s.wipe(); err != nil {
+	if n := inFiles(t, s.dir, "xylophone"); n == 0 {
+		t.Error("the index has not the word that is looked for")
+	}
+	if err := errors.Join(s.purge(t.Context()), s.wipe()); err != nil {
 		t.Fatal(err)
+	}
+	if n := inFiles(t, s.dir, "xylophone"); n != 0 {
+		t.Errorf("the files have a deleted word %d times", n)
 	}
 	if n := inFiles(t, s.dir, deletedText); n != 0 {
 		t.Errorf("the files have what was deleted %d times", n)

@@ -134,9 +134,10 @@ CREATE INDEX deliveries_by_event ON deliveries (event);
 CREATE INDEX deliveries_by_reply ON deliveries (reply);
 CREATE VIRTUAL TABLE search USING fts5 (text, pairs, tags, content='', contentless_delete=1, tokenize='ascii');
 CREATE TABLE indexed (
-  id INTEGER NOT NULL
+  id INTEGER NOT NULL,
+  stale INTEGER NOT NULL
 ) STRICT;
-INSERT INTO indexed VALUES (0);
+INSERT INTO indexed VALUES (0, 0);
 `}
 
 // migrate brings the database to version len(steps)+1, all or nothing. It keeps

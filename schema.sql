@@ -117,9 +117,10 @@ CREATE INDEX log_mentions ON log (room) WHERE kind = 'message' AND instr(body, '
 -- (see index.go), under its id in the log. The words are cut and folded there, and the text is not kept here.
 CREATE VIRTUAL TABLE search USING fts5 (text, pairs, tags, content='', contentless_delete=1, tokenize='ascii');
 CREATE TABLE indexed (
-  id INTEGER NOT NULL            -- the one row: search has the log up to here
+  id    INTEGER NOT NULL,        -- the one row: search has the log up to here
+  stale INTEGER NOT NULL         -- messages that were taken out of it, and of which its pages still have words
 ) STRICT;
-INSERT INTO indexed VALUES (0);
+INSERT INTO indexed VALUES (0, 0);
 
 -- Who reacts how to which message now; the log says when it came about.
 CREATE TABLE reactions (
