@@ -73,20 +73,7 @@ func TestRemovedIsGone(t *testing.T) {
 			last = old.ID
 		}
 	}
-	word := s.must(s.message(s.bob, "", "xylophone"))
-	if err := s.update(func(w *writer) error { // the index has all of it
-		for more := true; more; {
-			last, err := w.index()
-			if err != nil {
-				return err
-			}
-			more = last < word.ID
-		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range append(deleted, word) {
+	for _, e := range deleted {
 		s.must(Event{Kind: KindDelete, Author: s.bob, Target: e.ID})
 	}
 	s.age(last)
@@ -96,14 +83,8 @@ func TestRemovedIsGone(t *testing.T) {
 	if n := inFile(t, path, fmt.Sprintf("SELECT count(*) FROM log WHERE id <= %d OR target <= %[1]d AND kind != 'message'", last)); n != 0 {
 		t.Errorf("%d rows of what was removed are left", n)
 	}
-	if n := inFiles(t, s.dir, "xylophone"); n == 0 {
-		t.Error("the index has not the word that is looked for")
-	}
-	if err := errors.Join(s.purge(t.Context()), s.wipe()); err != nil {
+	if err := s.wipe(); err != nil {
 		t.Fatal(err)
-	}
-	if n := inFiles(t, s.dir, "xylophone"); n != 0 {
-		t.Errorf("the files have a deleted word %d times", n)
 	}
 	if n := inFiles(t, s.dir, deletedText); n != 0 {
 		t.Errorf("the files have what was deleted %d times", n)
@@ -114,6 +95,40 @@ func TestRemovedIsGone(t *testing.T) {
 	}
 	if _, err := examine(t.Context(), path); err != nil {
 		t.Error(err)
+	}
+}
+
+// What was deleted is in no page of the index either, once that was written anew.
+func TestPurge(t *testing.T) {
+	s := openTestStore(t, t.TempDir())
+	for i := range 100 {
+		s.must(s.message(s.ann, "", fmt.Sprint("message ", i)))
+	}
+	const word = "xylophone"
+	e := s.must(s.message(s.bob, "", word))
+	if err := s.update(func(w *writer) (err error) {
+		for upTo := int64(0); upTo < e.ID && err == nil; {
+			upTo, err = w.index()
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	s.must(Event{Kind: KindDelete, Author: s.bob, Target: e.ID})
+	if err := s.wipe(); err != nil {
+		t.Fatal(err)
+	}
+	if n := inFiles(t, s.dir, word); n == 0 {
+		t.Error("the index does not have the word at all")
+	}
+	if err := errors.Join(s.purge(t.Context()), s.wipe()); err != nil {
+		t.Fatal(err)
+	}
+	if n := inFiles(t, s.dir, word); n != 0 {
+		t.Errorf("the files have the word %d times", n)
+	}
+	if n := inFile(t, filepath.Join(s.dir, "chatd.db"), "SELECT stale FROM indexed"); n != 0 {
+		t.Errorf("%d are said to be stale", n)
 	}
 }
 
