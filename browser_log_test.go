@@ -287,9 +287,7 @@ func TestBrowserNotify(t *testing.T) {
 	alice.click("#switches button:nth-child(1)")
 	alice.wait(`[...document.querySelectorAll("#switches button")].map(b => b.innerText + " " + b.ariaPressed).join() ===
 		"Notify on the desktop true,Sound false,Enter makes a new line false"`)
-	var lab string
-	alice.do("GET", alice.session+"/window", nil, &lab)
-	side, elsewhere := alice.newTab(""), alice.newTab(d.url("/healthz"))
+	lab, side, elsewhere := alice.tab(), alice.newTab(""), alice.newTab(d.url("/healthz"))
 	for tab, room := range map[string]string{lab: "lab", side: "side"} {
 		alice.lookAt(tab)
 		alice.devtools("Page.addScriptToEvaluateOnNewDocument", anything{"source": `window.Notification = class extends Notification {
