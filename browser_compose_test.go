@@ -264,10 +264,8 @@ func TestBrowserMessages(t *testing.T) {
 	// An answer quotes what it is to, and leads there and back.
 	alice.say("question")
 	alice.expect("bob: draft one", "alice: question")
-	for n := range 40 {
-		d.post(phone, "/chat/lab/", url.Values{"message": {fmt.Sprintf("filler %d", n)}, "cid": {fmt.Sprint(n)}})
-	}
-	both("filler 39", `true`)
+	d.speak(phone, "lab", numbered(100, 40)...)
+	both("139", `true`)
 	bob.act("question", "Reply")
 	about("Reply to alice: question", "")
 	bob.press("#text", escape)
@@ -317,9 +315,9 @@ func TestBrowserMessages(t *testing.T) {
 	expectReactions("👍 1 alice")
 	bob.press(rowWith("question")+`/button[contains(@class, "more")]`, enterKey)
 	bob.press("#actions button:focus", arrowDown+arrowLeft+enterKey) // "…" comes before the first line
-	bob.press("#picker button:focus", arrowDown)
+	bob.press("#picker button:focus", arrowDown+arrowUp+arrowRight)
 	bob.press("#picker button:focus", enterKey)
-	expectReactions("👍 1 alice; 😀 1 bob")
+	expectReactions("👍 1 alice; ❤️ 1 bob")
 	bob.wait(`document.activeElement.matches(".more")`)
 
 	// A link to a message leads to it.
