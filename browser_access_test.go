@@ -84,6 +84,12 @@ func (b *browser) audit(where string, what ...string) {
 	}
 }
 
+// askDevtools is devtools for an answer.
+func (b *browser) askDevtools(command string, answer any) {
+	b.t.Helper()
+	b.do("POST", b.session+"/goog/cdp/execute", anything{"cmd": command, "params": anything{}}, answer)
+}
+
 // tree checks the names and roles that Chromium has for screen readers, and that these roles are among them.
 func (b *browser) tree(where string, roles ...string) {
 	b.t.Helper()
@@ -98,7 +104,7 @@ func (b *browser) tree(where string, roles ...string) {
 			}
 		}
 	}
-	b.do("POST", b.session+"/goog/cdp/execute", anything{"cmd": "Accessibility.getFullAXTree", "params": anything{}}, &tree)
+	b.askDevtools("Accessibility.getFullAXTree", &tree)
 	seen := map[any]bool{}
 	for _, node := range tree.Nodes {
 		if node.Ignored {
@@ -166,17 +172,26 @@ func TestBrowserPages(t *testing.T) {
 		t.Helper()
 		d.post(bob, roomPath(room), url.Values{"message": {text}})
 	}
-	say(long, long+long)
+	say(long, "word "+long+long)
 	d.post(admin, roomPath(long)+"about/", url.Values{"action": {"topic"}, "topic": {long + long}})
 	d.post(admin, "/chat/", url.Values{"private": {"plans"}})
 	d.post(admin, "/push?room=plans", url.Values{"text": {long}, "every": {"1h"}, "times": {"2"}})
-	d.post(admin, "/admin/invites", url.Values{"kind": {"account"}, "days": {"7"}, "uses": {"1"}})
 	d.post(admin, "/admin/hooks", url.Values{"action": {"hook.create"}, "room": {long}, "username": {"robot"}, "url": {"https://hook.test/" + long}, "mention": {"1"}})
 	d.post(admin, "/account/tokens", url.Values{"scope": {"both"}, "label": {long}})
-	pages := []string{"/chat/", "/account/", roomPath(long) + "about/", roomPath("plans") + "about/", "/nothing",
+	invite := alice.script(`const html = await (await fetch("/admin/invites", { method: "POST", body: new URLSearchParams({ kind: "account", days: 7, uses: 1 }) })).text();
+		return new URL(new DOMParser().parseFromString(html, "text/html").getElementById("link").value).pathname`).(string)
+	alice.open(d.url(roomPath(long)))
+	said := alice.script(`return document.querySelector("#messages li[data-id]").dataset.id`).(string)
+	pages := []string{"/chat/", "/account/", invite, "/search/", "/search/?q=word", roomPath(long) + "edits/" + said, roomPath(long) + "about/", roomPath("plans") + "about/", "/nothing",
 		"/admin/", "/admin/users/", "/admin/messages/", "/admin/rooms/", "/admin/invites/", "/admin/hooks/", "/admin/audit/"}
 	for _, path := range pages {
 		judge(path)
+	}
+	d.post(admin, "/account/settings", url.Values{"language": {"zh"}, "notify": {"mentions"}})
+	for _, path := range pages {
+		alice.open(d.url(path))
+		alice.find("html[lang=zh]")
+		alice.tree(path + " in Chinese")
 	}
 }
 
