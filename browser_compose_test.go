@@ -172,6 +172,10 @@ func testCompletion(t *testing.T, alice *browser) {
 	typing("大家@b", "[bob]")
 	typing(tabKey, "")
 	expect("大家@bob ")
+	typing("@b", "[bob]")
+	typing(tabKey, "")
+	typing(undoKeys, "")
+	expect("@b")
 	typing("(@", "[李雷] bob") // in the order of who reads Chinese
 	typing(arrowDown, "李雷 [bob]")
 	typing(arrowDown+arrowUp+enterKey, "")

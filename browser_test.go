@@ -30,6 +30,7 @@ const (
 	shiftEnter = "\uE008\uE007\uE000" // the last one lets go of Shift
 	ctrlEnter  = "\uE009\uE007\uE000"
 	selectAll  = "\uE009a\uE000"
+	undoKeys   = "\uE009z\uE000"
 	pasteKeys  = "\uE009v\uE000"
 )
 

@@ -62,9 +62,9 @@ function paint() {
 
 function choose() {
   const { put } = choices[chosen];
-  text.setRangeText(put, token.start, text.selectionStart, "end");
+  text.setSelectionRange(token.start, text.selectionStart);
   closeList();
-  text.dispatchEvent(new Event("input"));
+  document.execCommand("insertText", false, put); // the only way that can be undone
 }
 
 // Reports whether the key was for the list.

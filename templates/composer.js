@@ -73,9 +73,8 @@ function setText(value) {
 
 // Puts what was chosen elsewhere where the caret is.
 export function insertText(words) {
-  text.setRangeText(words, text.selectionStart, text.selectionEnd, "end");
   text.focus();
-  onInput();
+  document.execCommand("insertText", false, words); // the only way that can be undone
 }
 
 // ---- sending ----
