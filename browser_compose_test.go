@@ -295,8 +295,17 @@ func TestBrowserMessages(t *testing.T) {
 	bob.press("#text", selectAll+backspace+arrowUp)
 	about("Editing", "answer")
 	alice.act("answer", "Reply")
+	alice.reload() // both go on with what they were about
+	if got := alice.text("#about"); !strings.HasPrefix(got, "Reply to bob: answer") {
+		t.Errorf("after a reload alice is about %q", got)
+	}
+	alice.waitOnline()
 	alice.say("thanks")
-	bob.press("#text", " **42**"+enterKey)
+	bob.press("#text", " **42**")
+	bob.reload()
+	about("Editing", "answer **42**")
+	bob.waitOnline()
+	bob.press("#text", enterKey)
 	about("", "")
 	both("answer 42", `li.querySelector("strong") && li.querySelector(".mark").innerText === "edited"`)
 	both("thanks", quote+` === "bob answer **42**"`)

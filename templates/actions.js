@@ -3,7 +3,7 @@
 import { byId, client, clock, copy, fullTime, getJSON, make, makeButton, roomURL, say, t } from "./page.js";
 import { net, notice } from "./net.js";
 import { flush, outbox } from "./outbox.js";
-import { list, markUnread, rowOf, showPending } from "./log.js";
+import { list, markUnread, showPending } from "./log.js";
 import { hasReacted, rank, sourceOf } from "./rows.js";
 import { insertText, startEdit, startReply } from "./composer.js";
 import { emojis, quickEmojis } from "./emoji.js";

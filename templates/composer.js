@@ -3,16 +3,16 @@
 import { byId, client, coarse, make, makeButton, say, shelf, t } from "./page.js";
 import { net, notice, paintStatus, post } from "./net.js";
 import { flush, maxOutbox, outbox } from "./outbox.js";
-import { lastOwn, rowOf, setDivider, showNewest, showPending, toEnd } from "./log.js";
+import { lastOwn, rowOf, setDivider, showNewest, showPending } from "./log.js";
 import { quoteOf, rank, sourceOf } from "./rows.js";
-import { closeList, isOpen, onListKey, suggest } from "./complete.js";
+import { closeList, onListKey, suggest } from "./complete.js";
 
 const draftDelay = 300, typingEvery = 3e3;
 
 const text = byId("text");
 let composing = false; // an input method is at work, or was until this very key
 let draftTimer = 0, typed = 0;
-let about = null; // {kind: "edit" or "reply", id}: what is written is about a message
+let about = null; // {kind: "edit" or "reply", id, quote}: what is written is about a message
 
 export const isComposing = e => e.isComposing || e.keyCode === 229 || composing;
 
@@ -31,27 +31,28 @@ function onKey(e) {
 
 // ---- about a message ----
 
-function setAbout(kind, li) {
+function setAbout(next) {
   const box = byId("about");
-  about = kind && { kind, id: rank(li) };
+  about = next;
   box.hidden = !about;
   box.replaceChildren(...about ? [
-    make("span", "", kind === "edit" ? t("editing") : t("replying", li.dataset.author)), " ",
-    make("span", "gist", kind === "edit" ? "" : quoteOf(li).message),
+    make("span", "", about.kind === "edit" ? t("editing") : t("replying", about.quote.username)), " ",
+    make("span", "gist", about.kind === "edit" ? "" : about.quote.message),
     makeButton("✕", cancelAbout),
   ] : []);
   box.querySelector("button")?.setAttribute("aria-label", t("cancel"));
 }
 
 export function startReply(li) {
-  if (about?.kind === "edit") cancelAbout();
-  setAbout("reply", li);
+  cancelAbout();
+  setAbout({ kind: "reply", id: rank(li), quote: quoteOf(li) });
+  saveDraft();
   text.focus();
 }
 
 export function startEdit(li) {
-  saveDraft();
-  setAbout("edit", li);
+  if (about?.kind !== "edit") saveDraft();
+  setAbout({ kind: "edit", id: rank(li) });
   setText(sourceOf(li));
 }
 
@@ -60,6 +61,7 @@ export function cancelAbout() {
   const was = about?.kind;
   setAbout(null);
   if (was === "edit") setText(draft());
+  if (was) saveDraft();
   if (was) text.focus();
   return Boolean(was);
 }
@@ -84,10 +86,10 @@ function send() {
   if (!message || !countBytes(message)) return;
   if (outbox.all().length >= maxOutbox) return say(t("outbox_full"));
   if (about?.kind === "edit") return sendEdit(message);
-  const answered = about && rowOf(about.id);
-  const entry = outbox.add({ type: "message", room, message, ...answered && { reply_to: about.id, quote: quoteOf(answered) } });
+  const entry = outbox.add({ type: "message", room, message, ...about && { reply_to: about.id, quote: about.quote } });
   setAbout(null);
   setText("");
+  typed = 0;
   say("");
   saveDraft();
   setDivider(null);
@@ -139,7 +141,9 @@ const draft = () => shelf.get(shelf.key("draft", client.room));
 function saveDraft() {
   clearTimeout(draftTimer);
   draftTimer = 0;
-  if (about?.kind !== "edit") shelf.set(shelf.key("draft", client.room), text.value);
+  const edit = about?.kind === "edit";
+  if (!edit) shelf.set(shelf.key("draft", client.room), text.value);
+  shelf.set(shelf.key("about", client.room), about ? JSON.stringify({ ...about, ...edit && { text: text.value } }) : "");
 }
 
 // Files that are text are put into the message. chatd carries no others.
@@ -155,7 +159,9 @@ async function take(e) {
 }
 
 export function startComposer() {
-  text.value ||= draft(); // what the server refused comes before a draft
+  const { text: edited, ...former } = JSON.parse(shelf.get(shelf.key("about", client.room)) || "{}");
+  if (former.kind) setAbout(former);
+  text.value ||= edited ?? draft(); // what the server refused comes before a draft
   text.addEventListener("keydown", onKey);
   text.addEventListener("input", onInput);
   text.addEventListener("blur", closeList);

@@ -347,7 +347,7 @@ function showUnseen(n) {
 }
 
 // Shows a row in the upper third, marked until the next one is.
-export function jumpTo(li) {
+function jumpTo(li) {
   list.querySelector(".target")?.classList.remove("target");
   li.classList.add("target");
   toThird(li);
@@ -388,7 +388,7 @@ function onScroll() {
 
 // ---- how far it is read ----
 
-export function considerRead() {
+function considerRead() {
   clearTimeout(readTimer);
   if (isReading()) readTimer = setTimeout(() => isReading() && markRead(), readDelay);
   onReading();

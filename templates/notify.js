@@ -90,7 +90,7 @@ function beep() {
 }
 
 // A setting of this browser: a button in the header's menu that is pressed or not.
-export function makeSwitch(name, label, turnOn = () => true) {
+function makeSwitch(name, label, turnOn = () => true) {
   const button = make("button", "switch", label);
   button.type = "button";
   button.setAttribute("aria-pressed", wants(name));

@@ -1,6 +1,6 @@
 // The rooms at the side: what is unread in them, and who is online.
 
-import { byId, client, inOrder, isDirect, make, makeAvatar, narrow, roomURL, setText, shelf, showTime, shownRoom, ago, t } from "./page.js";
+import { byId, client, inOrder, isDirect, make, makeAvatar, roomURL, setText, shelf, showTime, shownRoom, ago, t } from "./page.js";
 import { net, on } from "./net.js";
 import { isReading } from "./log.js";
 import { isOwn, learnName, formatted } from "./rows.js";
@@ -122,7 +122,7 @@ export function paintUnread() {
 }
 
 // Drafts of other rooms are hinted at.
-export function paintDrafts() {
+function paintDrafts() {
   for (const { name, li } of rooms.values()) {
     li.querySelector(".draft").hidden = name === client.room || !shelf.get(shelf.key("draft", name));
   }

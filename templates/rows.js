@@ -11,7 +11,7 @@ const facts = new WeakMap();
 export const isOwn = m => m.username === client.username && !m.guest === !client.guest;
 export const timeOf = li => new Date(li.querySelector("time").dateTime);
 export const rank = li => Number(li.dataset.id ?? Infinity); // what is not yet on the server comes last
-export const authorOf = li => li.dataset.author;
+const authorOf = li => li.dataset.author;
 
 // The text as it was typed. Of others' messages that the server drew, only what is shown is known.
 export const sourceOf = li => facts.get(li).message ?? li.querySelector(".body").textContent;
