@@ -296,7 +296,7 @@ func TestBrowserMessages(t *testing.T) {
 	about("Editing", "answer")
 	alice.act("answer", "Reply")
 	alice.reload() // both go on with what they were about
-	if got := alice.text("#about"); !strings.HasPrefix(got, "Reply to bob: answer") {
+	if got := alice.text("#about"); !strings.HasPrefix(got, "Reply to bob:\nanswer") {
 		t.Errorf("after a reload alice is about %q", got)
 	}
 	alice.waitOnline()
