@@ -1,5 +1,5 @@
-// The log of a room: rows in the order of their ids, pages of older and newer ones, where the reader is, and how far he
-// has read. At most maxRows are in the page; what scrolls away at one end can be loaded again.
+// The log of a room: rows in the order of their ids, pages of older and newer ones, where the reader is, and how far
+// it is read. At most maxRows are in the page; what scrolls away at one end can be loaded again.
 
 import { byId, client, coarse, copy, count, dayName, getJSON, isVisible, make, roomURL, setText, showTime, t } from "./page.js";
 import { net, on, post } from "./net.js";
