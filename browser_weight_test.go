@@ -150,7 +150,7 @@ func measureFlood(t *testing.T, alice *browser, d *daemon, bob *speaker) {
 				flood.frames++;
 				flood.seconds = (performance.now() - began) / 1000;
 				flood.rows = Math.max(flood.rows, document.querySelectorAll("#messages li[data-id]").length);
-				if (row.isConnected) flood.moved = Math.max(flood.moved, Math.abs(top() - before));
+				flood.moved = row.isConnected ? Math.max(flood.moved, Math.abs(top() - before)) : 1e6;
 				window.flooding = requestAnimationFrame(frame);
 			});`)
 		began := time.Now()
