@@ -453,7 +453,7 @@ func lastIn(t *testing.T, dir string, db, wal []byte) (last int64) {
 		t.Error(err)
 		return 0
 	}
-	store, err := OpenStore(dir, nil)
+	store, err := OpenStore(dir, func([]Event) {})
 	if err != nil {
 		t.Error(err)
 		return 0

@@ -352,7 +352,7 @@ func TestInviteCommand(t *testing.T) {
 		}
 	}
 	d.stop()
-	store, err := OpenStore(d.dir, nil)
+	store, err := OpenStore(d.dir, func([]Event) {})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,7 +17,7 @@ import (
 // readLog opens a database, which must be sound, and returns all of its log.
 func readLog(t *testing.T, dir string) (log []Event) {
 	t.Helper()
-	store, err := OpenStore(dir, nil)
+	store, err := OpenStore(dir, func([]Event) {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +149,7 @@ func outcome(frames []eventFrame) map[int64]endState {
 
 // compareTexts looks whether the tables have what the log says.
 func (c *chaos) compareTexts(log []Event, ops map[string]*chaosOp, want map[int64]endState) {
-	store, err := OpenStore(c.d.dir, nil)
+	store, err := OpenStore(c.d.dir, func([]Event) {})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -199,7 +199,7 @@ func (c *chaosClient) compareView(stored []eventFrame, texts map[int64][]string,
 			return
 		}
 		// What a message said when it was seen may have changed since.
-		saw.Message, saw.Edited, saw.Deleted = is.Message, is.Edited, is.Deleted
+		saw.Message, saw.Edited, saw.Deleted, saw.Quote = is.Message, is.Edited, is.Deleted, is.Quote
 		if saw != is {
 			c.t.Errorf("%s saw %+v, on disk is %+v", c.name, saw, is)
 			return
