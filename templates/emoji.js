@@ -19,4 +19,4 @@ export const emojis = table.trim().split(/[\n|]/).map(entry => {
 });
 
 // Those offered without the picker.
-export const quickEmojis = emojis.slice(0, 6).map(e => e.emoji);
+export const quickEmojis = emojis.slice(0, 5).map(e => e.emoji);
