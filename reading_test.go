@@ -153,7 +153,7 @@ func TestMessageRows(t *testing.T) {
 			`<a class="at" href="?at=1#m1"><time `,
 			`<a class="quote" href="?at=1#m1" data-target="1"><b dir="auto">bob</b> <span dir="auto">two &lt;b&gt;</span></a>`,
 			`<ul class="reactions"><li><button type="button" class="reaction" data-emoji="&lt;" aria-pressed="false" title="bob">&lt; <b>1</b></button></li>` +
-				`<li><button type="button" class="reaction mine" data-emoji="👍" aria-pressed="true" title="ann, bob">👍 <b>2</b></button></li></ul>`,
+				`<li><button type="button" class="reaction" data-emoji="👍" aria-pressed="true" title="ann, bob">👍 <b>2</b></button></li></ul>`,
 			`<span class="mark"><a href="/chat/lobby/edits/1">edited</a></span>`,
 		} {
 			if strings.Count(text, want) != 1 {
