@@ -383,6 +383,12 @@ func TestPowerCut(t *testing.T) {
 			t.Error(err)
 		}
 		at, want := random.IntN(end.offset+1), int64(0)
+		torn := b[:at:at]
+		if random.IntN(2) == 0 { // sectors that were never written
+			torn = append(torn, make([]byte, len(b)-at)...)
+			for ; at < end.offset && b[at] == 0; at++ { // nor would it show
+			}
+		}
 		for _, e := range ends {
 			if e.offset <= at {
 				want = e.last
@@ -391,10 +397,6 @@ func TestPowerCut(t *testing.T) {
 		tried++
 		if at < end.offset {
 			cut++
-		}
-		torn := b[:at:at]
-		if random.IntN(2) == 0 { // sectors that were never written
-			torn = append(torn, make([]byte, len(b)-at)...)
 		}
 		if got := lastIn(t, copies, db, torn); got != want {
 			t.Errorf("cut at %d of %d: the last message is %d, want %d", at, end.offset, got, want)
