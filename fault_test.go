@@ -360,7 +360,7 @@ func TestPowerCut(t *testing.T) {
 	dir, copies := t.TempDir(), t.TempDir()
 	wal := filepath.Join(dir, "chatd.db-wal")
 	ends := []walEnd{{}} // of this write-ahead log
-	var salt []byte // that it has as long as it is the same
+	var salt []byte      // that it has as long as it is the same
 	tried, cut, logs := 0, 0, 0
 	random := rand.New(rand.NewPCG(1, 2))
 	store, err := OpenStore(dir, func(events []Event) {
