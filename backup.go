@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"crypto/sha256"
 	"database/sql"
@@ -11,7 +10,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -19,7 +17,7 @@ import (
 	"modernc.org/sqlite"
 )
 
-const backupStep = 256 // pages of 4 KiB between two fsyncs
+const backupStep = 256 // pages of 4 KiB that are copied at a time
 
 // backup is `chatd backup`: it writes all that chatd keeps, as it is at one moment,
 // into one file, while chatd runs. The file is there whole, and examined, or not at all.
@@ -39,11 +37,8 @@ func backup(ctx context.Context, args []string, stdout, stderr io.Writer) error 
 	if err != nil {
 		return err
 	}
-	switch old, err := os.Stat(file); {
-	case err == nil && (!*force || os.SameFile(old, source)):
+	if old, err := os.Stat(file); err == nil && (!*force || os.SameFile(old, source)) {
 		return fmt.Errorf("%s is there already; -f replaces a backup", file)
-	case err != nil && !errors.Is(err, os.ErrNotExist):
-		return err
 	}
 	dir, err := os.Open(*data)
 	if err != nil {
@@ -54,8 +49,21 @@ func backup(ctx context.Context, args []string, stdout, stderr io.Writer) error 
 		return fmt.Errorf("another backup of %s is under way", *data)
 	}
 	part := file + ".part"
+	f, err := os.Create(part)
+	if err != nil {
+		return err
+	}
 	defer os.Remove(part) // whatever is left of it
-	if err := copyPages(ctx, path, part, stderr); err != nil {
+	defer f.Close()
+	shown := newProgress(stderr, "pages")
+	// The copy is fsynced as it grows: those who write would have to wait for one big
+	// fsync at the end.
+	err = copyPages(ctx, path, fileURI(part, "_pragma=journal_mode(OFF)&_pragma=synchronous(OFF)"), func(done, all int) error {
+		shown.show(int64(done), int64(all))
+		return f.Sync()
+	})
+	shown.end()
+	if err != nil {
 		return explain(path+" to "+file, err)
 	}
 	found, err := examine(ctx, part)
@@ -66,31 +74,22 @@ func backup(ctx context.Context, args []string, stdout, stderr io.Writer) error 
 		return err
 	}
 	fmt.Fprintf(stdout, "%s: %v\nIt took %.1f s.\n", file, found, time.Since(began).Seconds())
-	last := filepath.Join(*data, "last-backup")
-	if err := os.WriteFile(last+".part", []byte(began.UTC().Format(time.RFC3339)+"\n"), 0o600); err != nil {
-		return err
-	}
-	return replace(last+".part", last)
+	return os.WriteFile(filepath.Join(*data, "last-backup"), []byte(began.UTC().Format(time.RFC3339)), 0o600)
 }
 
 // lastBackup returns the time of the last good backup; os.ErrNotExist is for none.
-func lastBackup(dir string) (time.Time, error) {
+func lastBackup(dir string) (at time.Time, err error) {
 	text, err := os.ReadFile(filepath.Join(dir, "last-backup"))
-	if err != nil {
-		return time.Time{}, err
+	if err == nil {
+		at, err = time.Parse(time.RFC3339, strings.TrimSpace(string(text)))
 	}
-	return time.Parse(time.RFC3339, strings.TrimSpace(string(text)))
+	return at, err
 }
 
-// copyPages copies the database at path into the file part. Those who write are not
-// held up: they go on in the write-ahead log, and the copy is fsynced as it grows,
-// since one big fsync at the end would let theirs wait for it.
-func copyPages(ctx context.Context, path, part string, stderr io.Writer) error {
-	f, err := os.OpenFile(part, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
+// copyPages copies the database at path over that at the URI to, in one transaction
+// there, and calls step now and then. Those who write are not held up: they go on in
+// the write-ahead log.
+func copyPages(ctx context.Context, path, to string, step func(done, all int) error) error {
 	db, err := openFile(path, "mode=rw")
 	if err != nil {
 		return err
@@ -103,27 +102,20 @@ func copyPages(ctx context.Context, path, part string, stderr io.Writer) error {
 	defer conn.Close()
 	// A transaction that has read keeps what it reads as it was. Without one the
 	// copy would begin anew whenever somebody writes.
-	var version int
-	if _, err := conn.ExecContext(ctx, "BEGIN"); err != nil {
+	if _, err := conn.ExecContext(ctx, "BEGIN; SELECT 1 FROM sqlite_schema"); err != nil {
 		return err
 	}
-	if err := conn.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
-		return err
-	}
-	shown := newProgress(stderr, "pages")
-	defer shown.end()
 	return conn.Raw(func(c any) error {
 		b, err := c.(interface {
 			NewBackup(string) (*sqlite.Backup, error)
-		}).NewBackup(fileURI(part, "_pragma=journal_mode(OFF)&_pragma=synchronous(OFF)"))
+		}).NewBackup(to)
 		if err != nil {
 			return err
 		}
 		for more := true; more && err == nil; {
 			if more, err = b.Step(backupStep); err == nil {
-				err = errors.Join(context.Cause(ctx), f.Sync())
+				err = errors.Join(context.Cause(ctx), step(b.PageCount()-b.Remaining(), b.PageCount()))
 			}
-			shown.show(int64(b.PageCount()-b.Remaining()), int64(b.PageCount()))
 		}
 		return errors.Join(err, b.Finish())
 	})
@@ -148,22 +140,18 @@ func examine(ctx context.Context, path string) (c contents, err error) {
 		return c, err
 	}
 	defer db.Close()
-	if err := db.QueryRowContext(ctx, "PRAGMA user_version").Scan(&c.version); err != nil {
-		return c, err
-	}
-	if newest := len(migrations) + 1; c.version < 1 || c.version > newest {
-		return c, fmt.Errorf("the database has version %d, this chatd knows versions 1 to %d", c.version, newest)
-	}
 	var wrong string
 	var orphans int
 	err = db.QueryRowContext(ctx, `
-		SELECT (SELECT integrity_check FROM pragma_integrity_check), (SELECT count(*) FROM pragma_foreign_key_check),
+		SELECT user_version, (SELECT integrity_check FROM pragma_integrity_check), (SELECT count(*) FROM pragma_foreign_key_check),
 			(SELECT count(*) FROM log WHERE kind = 'message'), (SELECT count(*) FROM users), (SELECT count(*) FROM rooms),
-			(SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'log')`).
-		Scan(&wrong, &orphans, &c.messages, &c.users, &c.rooms, &c.last)
-	switch {
+			(SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'log') FROM pragma_user_version`).
+		Scan(&c.version, &wrong, &orphans, &c.messages, &c.users, &c.rooms, &c.last)
+	switch newest := len(migrations) + 1; {
 	case err != nil:
 		return c, err
+	case c.version < 1 || c.version > newest:
+		return c, fmt.Errorf("the database has version %d, this chatd knows versions 1 to %d", c.version, newest)
 	case wrong != "ok":
 		return c, fmt.Errorf("it is damaged: %s", wrong)
 	case orphans > 0:
@@ -182,80 +170,73 @@ func examine(ctx context.Context, path string) (c contents, err error) {
 
 // restore is `chatd restore`: it makes a data directory of a backup.
 func restore(ctx context.Context, args []string, stdout io.Writer) error {
-	flags := newFlags("chatd restore")
-	data := flags.String("data", "./data", "")
-	words, err := parseWords(flags, args)
-	if err != nil {
-		return err
-	}
-	if len(words) != 1 {
-		return errors.New("say chatd restore FILE")
-	}
-	if _, err := os.Stat(words[0] + "-wal"); err == nil {
-		return fmt.Errorf("%s is not all: part of it is in %[1]s-wal; say chatd backup to get one file", words[0])
-	}
-	from, err := os.Open(words[0])
-	if err != nil {
-		return err
-	}
-	defer from.Close()
-	found, err := makeData(ctx, *data, words[0], func(part string) error {
-		to, err := os.OpenFile(part, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	return makeData(ctx, "restore", args, stdout, func(part string, from *os.File) error {
+		if _, err := os.Stat(from.Name() + "-wal"); err == nil {
+			return errors.New("it is not all: part of it is in a -wal; say chatd backup to get one file")
+		}
+		to, err := os.Create(part)
 		if err != nil {
 			return err
 		}
 		_, err = io.Copy(to, from)
 		return errors.Join(err, to.Close())
 	})
-	if err == nil {
-		fmt.Fprintf(stdout, "%s: %v\n", words[0], found)
-	}
-	return err
 }
 
-// makeData makes a data directory, which has to be empty, of the database that fill
-// writes into a file. It is there whole, and examined, or not at all. from is where it
-// comes from.
-func makeData(ctx context.Context, dir, from string, fill func(part string) error) (found contents, err error) {
-	unlock, err := lockData(dir)
+// makeData is a command that makes a data directory, which has to be empty, of a file:
+// fill writes the database. It is there whole, and examined, or not at all.
+func makeData(ctx context.Context, command string, args []string, stdout io.Writer, fill func(part string, from *os.File) error) error {
+	flags := newFlags("chatd " + command)
+	data := flags.String("data", "./data", "")
+	words, err := parseWords(flags, args)
 	if err != nil {
-		return found, err
+		return err
+	}
+	if len(words) != 1 {
+		return fmt.Errorf("say chatd %s FILE", command)
+	}
+	from, err := os.Open(words[0])
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	unlock, err := lockData(*data)
+	if err != nil {
+		return err
 	}
 	defer unlock()
-	entries, err := os.ReadDir(dir)
+	entries, err := os.ReadDir(*data)
 	if err != nil {
-		return found, err
+		return err
 	}
 	for _, e := range entries {
 		if !strings.HasPrefix(e.Name(), "lock.db") && e.Name() != "chatd.db.part" { // what one that was killed leaves
-			return found, fmt.Errorf("%s has to be empty, and has %s in it", dir, e.Name())
+			return fmt.Errorf("%s has to be empty, and has %s in it", *data, e.Name())
 		}
 	}
-	path := filepath.Join(dir, "chatd.db")
+	path := filepath.Join(*data, "chatd.db")
 	part := path + ".part"
-	if err := os.Remove(part); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return found, err
+	if err := os.RemoveAll(part); err != nil {
+		return err
 	}
 	defer os.Remove(part) // whatever is left of it
-	if err := fill(part); err != nil {
-		return found, err
+	if err := fill(part, from); err != nil {
+		return fmt.Errorf("%s: %w", words[0], err)
 	}
-	if found, err = examine(ctx, part); err != nil {
-		return found, explain(from, err)
+	found, err := examine(ctx, part)
+	if err != nil {
+		return explain(words[0], err)
 	}
 	if err := replace(part, path); err != nil {
-		return found, err
+		return err
 	}
-	store, err := OpenStore(dir, func([]Event) {}) // which migrates it
-	if err != nil {
-		return found, err
-	}
-	return found, store.Close()
+	fmt.Fprintf(stdout, "%s: %v\n", words[0], found)
+	return nil
 }
 
 // rollback is `chatd rollback`: it undoes a migration. What the database was before
 // is written into it in one transaction, so that nothing can come in between.
-func rollback(ctx context.Context, args []string, stdin *os.File, stdout io.Writer) error {
+func rollback(ctx context.Context, args []string, stdout io.Writer) error {
 	flags := newFlags("chatd rollback")
 	data := flags.String("data", "./data", "")
 	yes := flags.Bool("yes", false, "")
@@ -266,7 +247,17 @@ func rollback(ctx context.Context, args []string, stdin *os.File, stdout io.Writ
 	if len(words) != 0 {
 		return errors.New("say chatd rollback")
 	}
-	kept, err := newestCopy(*data)
+	path := filepath.Join(*data, "chatd.db")
+	db, err := openFile(path, "mode=rw")
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	var version, lost int
+	if err := db.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
+		return explain(path, err)
+	}
+	kept, err := newestCopy(path, version)
 	if err != nil {
 		return err
 	}
@@ -279,94 +270,41 @@ func rollback(ctx context.Context, args []string, stdin *os.File, stdout io.Writ
 	if err != nil {
 		return explain(kept, err)
 	}
-	path := filepath.Join(*data, "chatd.db")
-	db, err := openFile(path, "mode=rw")
-	if err != nil {
-		return err
-	}
-	defer db.Close()
-	var version, lost int
-	err = db.QueryRowContext(ctx, "SELECT user_version, (SELECT count(*) FROM log WHERE kind = 'message' AND id > ?) FROM pragma_user_version", found.last).Scan(&version, &lost)
-	if err != nil {
+	if err := db.QueryRowContext(ctx, "SELECT count(*) FROM log WHERE kind = 'message' AND id > ?", found.last).Scan(&lost); err != nil {
 		return explain(path, err)
-	}
-	if version <= found.version {
-		return fmt.Errorf("%s has version %d, and %s is no older", path, version, kept)
 	}
 	undone := fmt.Sprintf("%s.v%d.undone", path, version)
 	fmt.Fprintf(stdout, "From version %d back to %s, version %d: %d messages are lost, and whatever else has changed since.\nWhat is there now is kept in %s.\n", version, kept, found.version, lost, undone)
-	if !*yes && !confirm(ctx, stdin, stdout) {
-		return errors.New("nothing has changed")
+	if !*yes {
+		return errors.New("nothing has changed; -yes does it")
 	}
 	if err := keepCopy(db, undone); err != nil {
 		return explain(undone, err)
 	}
-	if err := overwrite(db, kept); err != nil {
-		return explain(path, err)
-	}
-	if err := db.Close(); err != nil {
+	if err := copyPages(ctx, kept, fileURI(path, "mode=rw"), func(int, int) error { return nil }); err != nil {
 		return explain(path, err)
 	}
 	fmt.Fprintln(stdout, "Done. Now start the chatd of before.")
 	return nil
 }
 
-// newestCopy returns the newest of the files that migrations have kept.
-func newestCopy(dir string) (path string, err error) {
-	entries, err := os.ReadDir(dir)
-	newest := 0
-	for _, e := range entries {
-		number, is := strings.CutPrefix(e.Name(), "chatd.db.v")
-		if version, err := strconv.Atoi(number); is && err == nil && version > newest {
-			newest, path = version, filepath.Join(dir, e.Name())
+// newestCopy returns the newest of the files that migrations up to a version have kept.
+func newestCopy(path string, version int) (string, error) {
+	for v := version - 1; v > 0; v-- {
+		kept := fmt.Sprintf("%s.v%d", path, v)
+		if _, err := os.Stat(kept); err == nil {
+			return kept, nil
 		}
 	}
-	if err == nil && path == "" {
-		err = fmt.Errorf("no migration has kept a copy in %s", dir)
-	}
-	return path, err
-}
-
-func confirm(ctx context.Context, stdin *os.File, stdout io.Writer) bool {
-	fmt.Fprint(stdout, "Type yes: ")
-	answer := make(chan string, 1)
-	go func() {
-		line, _ := bufio.NewReader(stdin).ReadString('\n')
-		answer <- strings.TrimSpace(line)
-	}()
-	select {
-	case line := <-answer:
-		return line == "yes"
-	case <-ctx.Done():
-		return false
-	}
-}
-
-// overwrite makes db what is in the file from, in one transaction.
-func overwrite(db *sql.DB, from string) error {
-	conn, err := db.Conn(context.Background())
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	return conn.Raw(func(c any) error {
-		b, err := c.(interface {
-			NewRestore(string) (*sqlite.Backup, error)
-		}).NewRestore(fileURI(from, "mode=ro&immutable=1"))
-		if err != nil {
-			return err
-		}
-		_, err = b.Step(-1)
-		return errors.Join(err, b.Finish())
-	})
+	return "", fmt.Errorf("%s has version %d, and no migration has kept a copy of an older one", path, version)
 }
 
 // openFile opens a database as it is: it makes and migrates none.
-func openFile(path, mode string) (*sql.DB, error) {
-	return sql.Open("sqlite", fileURI(path, fmt.Sprintf("%s&_pragma=busy_timeout(%d)", mode, lockWait)))
-}
+func openFile(path, query string) (*sql.DB, error) { return sql.Open("sqlite", fileURI(path, query)) }
 
+// fileURI is a database to SQLite. The query is one of its URIs'.
 func fileURI(path, query string) string {
+	query += fmt.Sprintf("&_pragma=busy_timeout(%d)", lockWait)
 	return (&url.URL{Scheme: "file", Path: path, OmitHost: true, RawQuery: query}).String()
 }
 

@@ -6,8 +6,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -39,7 +37,6 @@ const (
 
 	leastDays   = 14      // that a certificate has to be valid
 	leastDisk   = 1 << 30 // bytes
-	backupLife  = 48 * time.Hour
 	clockWithin = 10 * time.Second
 )
 
@@ -49,62 +46,42 @@ type doctor struct {
 	data, addr string
 	insecure   bool
 	idle       time.Duration
-	quick      bool
 	stdout     io.Writer
-	dial       func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	token         string
 	client        *http.Client // to the public URL
 	checks, wrong int
 }
 
-func newDoctor(args []string, stdout io.Writer) (d *doctor, err error) {
-	d = &doctor{stdout: stdout, token: rand.Text(), dial: (&net.Dialer{Timeout: answerWait}).DialContext}
+// visit is `chatd doctor`. It makes all checks, in an order in which later ones make
+// sense. The error says how many of them something is wrong with.
+func visit(ctx context.Context, args []string, stdout io.Writer) error {
+	d := &doctor{stdout: stdout, token: rand.Text(), client: clientTo("")}
 	flags := newFlags("chatd doctor")
 	public := flags.String("url", "", "")
 	flags.StringVar(&d.data, "data", "./data", "")
 	flags.StringVar(&d.addr, "addr", "localhost:8080", "")
 	flags.BoolVar(&d.insecure, "insecure", false, "")
 	flags.DurationVar(&d.idle, "idle", 70*time.Second, "")
-	flags.BoolVar(&d.quick, "quick", false, "")
 	words, err := parseWords(flags, args)
-	if err != nil {
-		return nil, err
-	}
-	if *public == "" || len(words) > 0 {
-		return nil, errors.New("say chatd doctor -url https://chat.example.org -data DIR")
-	}
-	d.url, err = parsePublic(strings.TrimSuffix(*public, "/"))
-	if err != nil {
-		return nil, err
-	}
-	d.client = clientOver(func(ctx context.Context, network, addr string) (net.Conn, error) { return d.dial(ctx, network, addr) })
-	return d, nil
-}
-
-// clientOver follows no redirects. It takes any certificate, as that is judged apart.
-func clientOver(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *http.Client {
-	return &http.Client{
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Transport: &http.Transport{
-			DialContext: dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
-			ResponseHeaderTimeout: answerWait, DisableKeepAlives: true,
-		},
-	}
-}
-
-// visit makes all checks, in an order in which later ones make sense. The error says
-// how many of them something is wrong with.
-func (d *doctor) visit(ctx context.Context) error {
-	leave, err := d.enter()
 	if err != nil {
 		return err
 	}
-	defer leave()
+	if *public == "" || len(words) > 0 {
+		return errors.New("say chatd doctor -url https://chat.example.org -data DIR")
+	}
+	if d.url, err = parsePublic(strings.TrimSuffix(*public, "/")); err != nil {
+		return err
+	}
+	defer os.Remove(filepath.Join(d.data, doctorFile))
+	if err := d.leaveToken(); err != nil {
+		return fmt.Errorf("-data: %w; only root, and whom it belongs to, can do this", err)
+	}
 	d.checkData()
 	d.checkProcess(ctx)
-	if d.checkName(ctx) && d.checkAnswer(ctx) {
-		d.checkBodies(ctx)
+	d.checkCertificate(ctx)
+	if d.checkAnswer(ctx) {
+		d.checkBody(ctx)
 		d.checkLong(ctx)
 	}
 	switch {
@@ -116,31 +93,40 @@ func (d *doctor) visit(ctx context.Context) error {
 	return nil
 }
 
-// enter leaves the token's hash where chatd finds it, until leave.
-func (d *doctor) enter() (leave func(), err error) {
-	// systemd has a link to where it keeps the data of a user that it makes up.
-	if d.data, err = filepath.EvalSymlinks(d.data); err == nil {
-		d.data, err = filepath.Abs(d.data)
+// clientTo follows no redirects, and takes any certificate, as that is judged apart. It
+// connects to addr, if that is not empty, wherever the URL leads.
+func clientTo(addr string) *http.Client {
+	dialer := net.Dialer{Timeout: answerWait}
+	return &http.Client{
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport: &http.Transport{
+			DialContext: func(ctx context.Context, network, there string) (net.Conn, error) {
+				if path, ok := strings.CutPrefix(addr, "unix:"); ok {
+					return dialer.DialContext(ctx, "unix", path)
+				}
+				return dialer.DialContext(ctx, network, cmp.Or(addr, there))
+			},
+			TLSClientConfig:       &tls.Config{InsecureSkipVerify: true},
+			ResponseHeaderTimeout: answerWait, DisableKeepAlives: true,
+		},
 	}
-	info, serr := os.Stat(d.data)
-	if err := cmp.Or(err, serr); err != nil {
-		return nil, fmt.Errorf("-data: %w", err)
+}
+
+// leaveToken leaves the token's hash where chatd finds it, in a file of chatd's.
+func (d *doctor) leaveToken() error {
+	info, err := os.Stat(d.data)
+	if err != nil {
+		return err
 	}
 	path := filepath.Join(d.data, doctorFile)
-	os.Remove(path) // of one who was killed
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	os.Remove(path)                                                       // of one who was killed
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) // and follow no link there
 	if err != nil {
-		return nil, fmt.Errorf("only root, and whom -data belongs to, can do this: %w", err)
+		return err
 	}
-	if owner := info.Sys().(*syscall.Stat_t); os.Getuid() == 0 {
-		err = f.Chown(int(owner.Uid), int(owner.Gid))
-	}
-	_, werr := f.Write(hashToken(d.token))
-	if err := errors.Join(err, werr, f.Close()); err != nil {
-		os.Remove(path)
-		return nil, err
-	}
-	return func() { os.Remove(path) }, nil
+	owner := info.Sys().(*syscall.Stat_t)
+	_, err = f.Write(hashToken(d.token))
+	return errors.Join(err, f.Chown(int(owner.Uid), -1), f.Close())
 }
 
 // judge prints what was found, and, unless it is good and there is no error, the cure.
@@ -163,14 +149,6 @@ func (d *doctor) nginx(path, line string) string {
 	return fmt.Sprintf("in nginx.conf, location of %s%s: %s", d.url.Path, path, line)
 }
 
-// origins is nginx, unless chatd has taken the request for one of another site's page.
-func (d *doctor) origins(res *http.Response, path, line string) string {
-	if res != nil && res.StatusCode == http.StatusForbidden {
-		line = "proxy_set_header Host $http_host; and no proxy_set_header Origin"
-	}
-	return d.nginx(path, line)
-}
-
 func (d *doctor) server(line string) string {
 	return fmt.Sprintf("in nginx.conf, server %s: %s", d.url.Hostname(), line)
 }
@@ -179,62 +157,27 @@ func started(line string) string { return "in chatd.service, ExecStart: " + line
 
 // checkData looks at what is on the disk.
 func (d *doctor) checkData() {
-	owner, open, others := -1, 0, 0
-	err := filepath.WalkDir(d.data, func(_ string, e fs.DirEntry, err error) error {
+	open := 0
+	err := filepath.WalkDir(d.data+"/", func(_ string, e fs.DirEntry, err error) error { // systemd has a link there
 		if err != nil {
 			return err
 		}
-		info, err := e.Info()
-		if err != nil {
-			return nil // it is not there any more
-		}
-		if info.Mode().Perm()&0o077 != 0 {
+		if info, err := e.Info(); err == nil && info.Mode().Perm()&0o077 != 0 { // else it is not there any more
 			open++
-		}
-		uid := int(info.Sys().(*syscall.Stat_t).Uid)
-		if owner < 0 {
-			owner = uid
-		}
-		if uid != owner {
-			others++
 		}
 		return nil
 	})
 	d.judge("data", open == 0, err, fmt.Sprintf("%s has %d files open to other users", d.data, open), "chmod -R go= "+d.data)
-	d.judge("owner", others == 0, nil, fmt.Sprintf("%s is user %d's, and has %d files of others", d.data, owner, others), fmt.Sprintf("chown -R %d %s", owner, d.data))
-
-	version := 0
-	db, err := sql.Open("sqlite", "file:"+filepath.Join(d.data, "chatd.db")+"?mode=ro")
-	if err == nil {
-		err = db.QueryRow("PRAGMA user_version").Scan(&version)
-		db.Close()
-	}
-	d.judge("database", version == len(migrations)+1, err, fmt.Sprintf("has version %d, of %d", version, len(migrations)+1), "systemctl restart chatd")
 
 	var disk syscall.Statfs_t
 	err = syscall.Statfs(d.data, &disk)
 	free := uint64(disk.Bavail) * uint64(disk.Bsize)
 	d.judge("disk", free >= leastDisk, err, fmt.Sprintf("%d MiB are free", free>>20), fmt.Sprintf("make room for %d MiB at least", leastDisk>>20))
-
-	last, err := lastBackup(d.data)
-	found := "the last one is of " + last.Format(time.DateTime)
-	if errors.Is(err, os.ErrNotExist) {
-		found, err = "there has been none", nil
-	}
-	d.judge("backup", time.Since(last) < backupLife, err, found,
-		"in /etc/cron.d/chatd: 0 3 * * * root chatd backup -f -data "+d.data+" /var/backups/chatd.db")
 }
 
 // checkProcess asks chatd itself, past the proxy.
 func (d *doctor) checkProcess(ctx context.Context) {
-	network, addr := "tcp", d.addr
-	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
-		network, addr = "unix", path
-	}
-	c := clientOver(func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, network, addr)
-	})
-	_, seen, err := d.see(ctx, c, "http://"+d.url.Host+d.url.Path+"/doctor/"+d.token, nil, 0)
+	_, seen, err := d.see(ctx, clientTo(d.addr), "http://"+d.url.Host+d.url.Path+"/doctor/"+d.token, nil, 0)
 	if d.judge("chatd", true, err, "is at "+d.addr, started(fmt.Sprintf("-addr %s -data %s -url %s, as the user whom that belongs to", d.addr, d.data, d.url))) {
 		d.judge("url", seen.URL == d.url.String(), nil, fmt.Sprintf("chatd has -url %q", seen.URL), started("-url "+d.url.String()))
 		d.judge("descriptors", seen.MaxConns <= socketsFor(seen.Descriptors), nil, fmt.Sprintf("%d for -max-conns %d", seen.Descriptors, seen.MaxConns),
@@ -242,64 +185,23 @@ func (d *doctor) checkProcess(ctx context.Context) {
 	}
 }
 
-// checkName follows the URL's name to a server, and reports whether one answers.
-func (d *doctor) checkName(ctx context.Context) (reached bool) {
-	host, port := d.url.Hostname(), cmp.Or(d.url.Port(), d.url.Scheme) // whose name is as good
-	addresses, err := net.DefaultResolver.LookupHost(ctx, host)
-	d.judge("dns", true, err, host+" is "+strings.Join(addresses, ", "), "at whom you rent the name from: A and AAAA with the addresses of this server")
-	for _, a := range addresses {
-		conn, err := d.dial(ctx, "tcp", net.JoinHostPort(a, port))
-		if d.judge("connect", true, err, a+", port "+port, d.server("listen "+port+" ssl; listen [::]:"+port+" ssl; and let that through the firewall")) {
-			conn.Close()
-			reached = true
-		}
-	}
+// checkCertificate also finds out whether the name leads anywhere.
+func (d *doctor) checkCertificate(ctx context.Context) {
 	if d.url.Scheme != "https" {
 		d.judge("tls", false, nil, "there is none", "chatd nginx -url https://"+d.url.Host+d.url.Path)
-		return reached
+		return
 	}
-	if reached = reached && d.checkCertificate(ctx, net.JoinHostPort(host, port)); reached {
-		d.checkRedirect(ctx)
-	}
-	return reached
-}
-
-func (d *doctor) checkCertificate(ctx context.Context, addr string) bool {
-	host := d.url.Hostname()
-	conn, err := d.dial(ctx, "tcp", addr)
+	host, days := d.url.Hostname(), 0
+	found := "at " + d.url.Host
+	dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: answerWait}, Config: &tls.Config{InsecureSkipVerify: d.insecure}}
+	conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(host, cmp.Or(d.url.Port(), "443")))
 	if err == nil {
 		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(answerWait))
-		conn = tls.Client(conn, &tls.Config{ServerName: host, InsecureSkipVerify: true}) // it is judged below
-		err = conn.(*tls.Conn).HandshakeContext(ctx)
+		days = int(time.Until(conn.(*tls.Conn).ConnectionState().PeerCertificates[0].NotAfter).Hours() / 24)
+		found = fmt.Sprintf("the certificate is good for %d days", days)
 	}
-	if !d.judge("tls", true, err, "at "+addr, d.server("listen 443 ssl;")) {
-		return false
-	}
-	chain := conn.(*tls.Conn).ConnectionState().PeerCertificates
-	between := x509.NewCertPool()
-	for _, c := range chain[1:] {
-		between.AddCert(c)
-	}
-	days := int(time.Until(chain[0].NotAfter).Hours() / 24)
-	found, cure := fmt.Sprintf("is good for %d days", days), "certbot renew && systemctl reload nginx"
-	if _, err = chain[0].Verify(x509.VerifyOptions{DNSName: host, Intermediates: between}); err != nil {
-		found += ", " + err.Error()
-		cure = "certbot certonly --nginx -d " + host + "; " + d.server("ssl_certificate /etc/letsencrypt/live/"+host+"/fullchain.pem;")
-	}
-	d.judge("certificate", d.insecure || err == nil && days >= leastDays, nil, found, cure)
-	return true
-}
-
-func (d *doctor) checkRedirect(ctx context.Context) {
-	status, to := "", ""
-	res, err := d.ask(ctx, d.client, "http://"+d.url.Hostname()+d.url.Path+"/login/", nil, 0)
-	if err == nil {
-		res.Body.Close()
-		status, to = res.Status, res.Header.Get("Location")
-	}
-	d.judge("redirect", strings.HasPrefix(status, "3") && to == d.url.String()+"/login/", err,
-		fmt.Sprintf("http is answered with %s %s", status, to), d.server("listen 80; return 301 https://"+d.url.Host+"$request_uri;"))
+	d.judge("tls", d.insecure || days >= leastDays, err, found,
+		"certbot certonly --nginx -d "+host+"; "+d.server("listen 443 ssl; ssl_certificate /etc/letsencrypt/live/"+host+"/fullchain.pem;"))
 }
 
 // ask sends what visitors could forge, and header, and posts so many bytes, if any.
@@ -331,7 +233,7 @@ func (d *doctor) see(ctx context.Context, c *http.Client, address string, header
 	if res.StatusCode != http.StatusOK {
 		return res, seen, fmt.Errorf("answered with %s", res.Status)
 	}
-	if err = json.NewDecoder(res.Body).Decode(&seen); err == nil && seen.ID == "" {
+	if err = json.NewDecoder(res.Body).Decode(&seen); err == nil && seen.Proto == "" {
 		err = errors.New("not answered by chatd")
 	}
 	return res, seen, err
@@ -357,8 +259,6 @@ func (d *doctor) checkAnswer(ctx context.Context) bool {
 	}
 	d.checkRequest(seen)
 	d.checkResponse(res, seen)
-	_, again, err := d.see(ctx, d.client, d.at(""), nil, 0)
-	d.judge("cache", again.ID != seen.ID, err, fmt.Sprintf("the second answer is the first one: %v", again.ID == seen.ID), d.nginx("/", "proxy_cache off;"))
 	return true
 }
 
@@ -392,16 +292,10 @@ func (d *doctor) checkResponse(res *http.Response, seen findings) {
 	d.judge("clock", ahead.Abs() <= clockWithin, err, fmt.Sprintf("that of %s is ahead by %v", d.url.Host, ahead), "timedatectl set-ntp true")
 }
 
-// checkBodies sends as much as forms and GitHub may.
-func (d *doctor) checkBodies(ctx context.Context) {
-	for _, size := range []int{maxBody, maxPayload} {
-		header := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
-		if size == maxPayload {
-			header = http.Header{"X-Github-Event": {"ping"}}
-		}
-		res, seen, err := d.see(ctx, d.client, d.at("/chat"), header, size)
-		d.judge("body", seen.Body == int64(size), err, fmt.Sprintf("of %d KiB", size>>10), d.origins(res, "/chat/", "client_max_body_size 1m;"))
-	}
+// checkBody sends as much as GitHub may.
+func (d *doctor) checkBody(ctx context.Context) {
+	_, seen, err := d.see(ctx, d.client, d.at("/chat"), http.Header{"X-Github-Event": {"ping"}}, maxPayload)
+	d.judge("body", seen.Body == maxPayload, err, fmt.Sprintf("of %d KiB", maxPayload>>10), d.nginx("/chat/", "client_max_body_size 1m;"))
 }
 
 // checkSockets opens one, and returns it if that works.
@@ -416,36 +310,18 @@ func (d *doctor) checkSockets(ctx context.Context) io.ReadWriteCloser {
 		d.nginx("/ws", "proxy_set_header Origin $http_origin;"))
 	res, err := d.ask(ctx, d.client, d.at("/ws"), upgrade, 0)
 	if err != nil || res.StatusCode != http.StatusSwitchingProtocols {
-		d.checkUpgrade(res, err)
+		d.checkUpgrade(ctx, upgrade)
 		return nil
 	}
 	socket := res.Body.(io.ReadWriteCloser)
 	d.judge("sockets", saysBack(socket), nil, "one is open", d.nginx("/ws", "proxy_pass http://"+d.addr+";"))
-	// Once an upgrade is right, what is wrong is that we have no account, or since=x.
-	for _, path := range []string{"/ws", "/ws/chat/lobby/?since=x", "/room/lobby/?since=x", "/chat/"} {
-		status := 0
-		res, err := d.ask(ctx, d.client, d.url.String()+path, upgrade, 0)
-		if err == nil {
-			res.Body.Close()
-			status = res.StatusCode
-		}
-		path, _, _ = strings.Cut(path, "?")
-		d.judge("sockets", status == http.StatusUnauthorized || status == http.StatusBadRequest, err, fmt.Sprintf("an upgrade at %s is answered with %d", path, status),
-			d.origins(res, path, "proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $chatd_connection;"))
-	}
 	return socket
 }
 
 // checkUpgrade says why a request for a socket is answered with something else.
-func (d *doctor) checkUpgrade(res *http.Response, err error) {
-	var seen findings
-	status := ""
-	if err == nil {
-		status = res.Status
-		err = json.NewDecoder(res.Body).Decode(&seen)
-		res.Body.Close()
-	}
-	if !d.judge("sockets", seen.ID != "", err, "chatd says what is wrong with an upgrade: "+status, d.nginx("/ws", "proxy_pass http://"+d.addr+";")) {
+func (d *doctor) checkUpgrade(ctx context.Context, upgrade http.Header) {
+	_, seen, err := d.see(ctx, d.client, d.at("/ws"), upgrade, 0)
+	if !d.judge("sockets", true, err, "chatd says what is wrong with an upgrade", d.nginx("/ws", "proxy_pass http://"+d.addr+";")) {
 		return
 	}
 	d.judge("sockets", seen.Proto == "HTTP/1.1", nil, "one is asked for with "+seen.Proto, d.nginx("/ws", "proxy_http_version 1.1;"))
@@ -471,23 +347,19 @@ func arrives(r io.ReadCloser, expected []byte) bool {
 
 // checkStream opens one, and returns it if that works.
 func (d *doctor) checkStream(ctx context.Context) io.ReadCloser {
-	res, err := d.ask(ctx, d.client, d.at("/chat")+"?idle="+d.idle.String(), http.Header{"Accept": {dialectSSE.contentType}, "Accept-Encoding": {"gzip"}}, 0)
-	prompt, encoding := false, ""
-	if err == nil {
-		prompt, encoding = arrives(res.Body, dialectSSE.idle), res.Header.Get("Content-Encoding")
-	}
-	d.judge("stream", encoding == "", nil, fmt.Sprintf("arrives with encoding %q", encoding), d.nginx("/chat/", "gzip off;"))
-	if encoding == "" {
-		d.judge("stream", prompt, err, fmt.Sprintf("what is said arrives at once: %v", prompt), d.nginx("/chat/", "proxy_buffering off;"))
-	}
-	switch {
-	case err != nil:
-		return nil
-	case !prompt:
-		res.Body.Close()
+	address := d.at("/chat") + "?idle=" + cmp.Or(d.idle, doctorLife).String()
+	res, err := d.ask(ctx, d.client, address, http.Header{"Accept": {dialectSSE.contentType}, "Accept-Encoding": {"gzip"}}, 0)
+	if err != nil {
+		d.judge("stream", false, err, "nothing arrives", d.nginx("/chat/", "proxy_buffering off;"))
 		return nil
 	}
-	return res.Body
+	prompt, encoding := arrives(res.Body, dialectSSE.idle), res.Header.Get("Content-Encoding")
+	if d.judge("stream", encoding == "", nil, fmt.Sprintf("arrives with encoding %q", encoding), d.nginx("/chat/", "gzip off;")) &&
+		d.judge("stream", prompt, nil, fmt.Sprintf("what is said arrives at once: %v", prompt), d.nginx("/chat/", "proxy_buffering off;")) {
+		return res.Body
+	}
+	res.Body.Close()
+	return nil
 }
 
 // checkLong opens what stays open, and then says nothing over it for a while.
@@ -499,10 +371,10 @@ func (d *doctor) checkLong(ctx context.Context) {
 	if stream != nil {
 		defer stream.Close()
 	}
-	if d.quick {
+	if d.idle == 0 {
 		return
 	}
-	fmt.Fprintf(d.stdout, "       idle for %v; -quick does without\n", d.idle)
+	fmt.Fprintf(d.stdout, "       idle for %v; -idle 0 does without\n", d.idle)
 	select {
 	case <-time.After(d.idle):
 	case <-ctx.Done():

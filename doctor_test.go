@@ -1,8 +1,6 @@
 package main
 
 import (
-	"context"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -12,47 +10,32 @@ import (
 )
 
 // wrongsOf is what a doctor finds wrong.
-func wrongsOf(t *testing.T, f *front, args ...string) string {
+func wrongsOf(t *testing.T, data string, args ...string) string {
 	t.Helper()
-	var said strings.Builder
-	d, err := newDoctor(args, &said)
-	if err != nil {
-		t.Fatal(err)
+	var said, wrongs strings.Builder
+	err := visit(t.Context(), append(args, "-data", data), &said)
+	if exists(filepath.Join(data, doctorFile)) {
+		t.Error("its token was left behind")
 	}
-	dial := d.dial
-	d.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		if strings.HasSuffix(addr, ":80") {
-			addr = strings.TrimPrefix(f.plain, "http://")
-		}
-		return dial(ctx, network, addr)
-	}
-	err = d.visit(t.Context())
-	if _, gone := os.Stat(filepath.Join(d.data, doctorFile)); !os.IsNotExist(gone) {
-		t.Errorf("its token was left behind: %v", gone)
-	}
-	var wrongs strings.Builder
 	for line := range strings.Lines(said.String()) {
 		if strings.HasPrefix(line, "wrong") {
 			wrongs.WriteString(line)
 		}
 	}
-	if (err != nil) != (wrongs.Len() > 0) || d.checks == 0 {
+	if (err != nil) != (wrongs.Len() > 0) || said.Len() == 0 {
 		t.Errorf("%v after\n%s", err, &said)
 	}
 	return wrongs.String()
 }
 
-// newVisit returns what the doctor is told about a chatd at addr, whose data is as it should be.
-func newVisit(t *testing.T, addr string) (data string, args []string) {
+// newData returns a data directory as it should be.
+func newData(t *testing.T) string {
 	t.Helper()
-	data = filepath.Join(t.TempDir(), "data")
+	data := filepath.Join(t.TempDir(), "data")
 	if err := os.Mkdir(data, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(data, "last-backup"), []byte(time.Now().Format(time.RFC3339)), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return data, []string{"-insecure", "-data", data, "-addr", addr}
+	return data
 }
 
 // Nothing is wrong with the configuration that chatd prints, and each fault in it is
@@ -60,7 +43,7 @@ func newVisit(t *testing.T, addr string) (data string, args []string) {
 func TestDoctor(t *testing.T) {
 	addr, file := inherited(t)
 	file.Close()
-	data, args := newVisit(t, addr)
+	data := newData(t)
 	const pages = "location /team/ {"
 	for _, fault := range []struct{ name, old, new, want string }{
 		{"none", "", "", ""},
@@ -81,24 +64,20 @@ func TestDoctor(t *testing.T) {
 		{"gzip", "gzip off;", "gzip on; gzip_types text/event-stream;", "of /team/chat/: gzip off;"},
 		{"policy", pages, "proxy_hide_header Content-Security-Policy; " + pages, "of /team/: take out proxy_hide_header and add_header of Content-Security-Policy"},
 		{"two policies", pages, "add_header Content-Security-Policy x; " + pages, "of /team/: take out proxy_hide_header and add_header of Content-Security-Policy"},
-		{"no redirect", "return 301", "return 404; #", "listen 80; return 301 https://127.0.0.1:"},
-		{"cache", "upstream chatd", "proxy_cache_path cache keys_zone=c:1m; proxy_cache c; proxy_cache_valid 1m; proxy_ignore_headers Cache-Control Set-Cookie;\nupstream chatd", "of /team/: proxy_cache off;"},
 		{"nowhere", "server " + addr, "server 127.0.0.1:1", "of /team/: proxy_pass http://" + addr + ";"},
 		{"elsewhere", pages, "location /other/ {", "of /team/: proxy_pass http://" + addr + ";"},
 	} {
 		t.Run(fault.name, func(t *testing.T) {
 			f := startNginx(t, "/team", addr, fault.old, fault.new)
 			d := startDaemon(t, data, "-url", f.url, "-addr", addr)
-			args := append(args, "-url", f.url)
-			switch fault.name {
-			case "none", "idle":
-				args = append(args, "-idle", "2s")
-			case "certificate":
-				args = append(args[1:], "-quick") // not -insecure
-			default:
-				args = append(args, "-quick")
+			args := []string{"-url", f.url, "-addr", addr, "-idle", "0"}
+			if fault.name != "certificate" {
+				args = append(args, "-insecure")
 			}
-			if wrongs := wrongsOf(t, f, args...); fault.want == "" && wrongs != "" || !strings.Contains(wrongs, fault.want) {
+			if fault.name == "none" || fault.name == "idle" {
+				args = append(args, "-idle", "2s")
+			}
+			if wrongs := wrongsOf(t, data, args...); fault.want == "" && wrongs != "" || !strings.Contains(wrongs, fault.want) {
 				t.Errorf("want %q in\n%s", fault.want, wrongs)
 			}
 			d.stop()
@@ -108,36 +87,34 @@ func TestDoctor(t *testing.T) {
 
 // What is wrong with chatd itself and on its disk is found too.
 func TestDoctorAtHome(t *testing.T) {
-	data, args := newVisit(t, "")
+	data := newData(t)
 	d := startDaemon(t, data, "-url", "http://other.test", "-trust", "10.0.0.0/8", "-max-conns", "10000000")
-	old := time.Now().Add(-backupLife).Format(time.RFC3339)
-	for _, err := range []error{
-		os.Chmod(filepath.Join(data, "chatd.db"), 0o644),
-		os.WriteFile(filepath.Join(data, "last-backup"), []byte(old), 0o600),
+	if err := os.Chmod(filepath.Join(data, "chatd.db"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, stopped := range []struct {
+		is    bool
+		wants []string
+	}{
+		{false, []string{" 1 files open", "chmod -R go= " + data, `chatd has -url "http://other.test"`, "-url " + d.url(""), "LimitNOFILE=10000200",
+			"tls: there is none", "-trust with the address in 127.0.0.1"}},
+		{true, []string{"chatd: is at " + d.addr, "answer: at " + d.url("") + " (dial"}},
 	} {
-		if err != nil {
-			t.Fatal(err)
+		if stopped.is {
+			d.stop()
 		}
-	}
-	wrongs := wrongsOf(t, &front{}, append(args, "-url", d.url(""), "-addr", d.addr, "-quick")...)
-	for _, want := range []string{" 1 files open", "chmod -R go= " + data, "backup: the last one is of ", `chatd has -url "http://other.test"`, "-url " + d.url(""),
-		"LimitNOFILE=10000200", "tls: there is none", "-trust with the address in 127.0.0.1"} {
-		if !strings.Contains(wrongs, want) {
-			t.Errorf("want %q in\n%s", want, wrongs)
-		}
-	}
-	d.stop()
-	wrongs = wrongsOf(t, &front{}, append(args, "-url", d.url(""), "-addr", d.addr, "-quick")...)
-	for _, want := range []string{"chatd: is at " + d.addr, "connect: 127.0.0.1"} {
-		if !strings.Contains(wrongs, want) {
-			t.Errorf("want %q in\n%s", want, wrongs)
+		wrongs := wrongsOf(t, data, "-url", d.url(""), "-addr", d.addr, "-idle", "0")
+		for _, want := range stopped.wants {
+			if !strings.Contains(wrongs, want) {
+				t.Errorf("want %q in\n%s", want, wrongs)
+			}
 		}
 	}
 }
 
 // Only who has put the hash of a token into the data directory, and lately, is told anything.
 func TestDoctorToken(t *testing.T) {
-	data, _ := newVisit(t, "")
+	data := newData(t)
 	d := startDaemon(t, data)
 	file := filepath.Join(data, doctorFile)
 	ask := func(token string, want int) {

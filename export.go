@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode/utf8"
 )
 
 // exportedTables are the tables that an export has, in an order in which an import can
@@ -38,18 +37,6 @@ var exportedTables = []struct{ name, columns, where string }{
 	{"sqlite_sequence", "", ""}, // the ids that were given, so that none is given twice
 }
 
-// exportHead is the first line of an export, and exportEnd the last.
-type exportHead struct {
-	Table   string `json:"table"` // chatd
-	Version int    `json:"version"`
-	User    string `json:"user,omitempty"` // whose: it has only what that user may see
-}
-
-type exportEnd struct {
-	Table string `json:"table"` // end
-	Rows  int64  `json:"rows"`
-}
-
 // export is `chatd export`: it writes what there is, as it is at one moment, while
 // chatd runs, as JSON Lines or as pages to read.
 func export(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -67,102 +54,73 @@ func export(ctx context.Context, args []string, stdout, stderr io.Writer) error 
 	if _, err := os.Stat(to); !errors.Is(err, os.ErrNotExist) {
 		return errors.Join(err, fmt.Errorf("%s is there already", to))
 	}
-	path := filepath.Join(*data, "chatd.db")
-	x, err := openExport(ctx, path, *name)
-	if err != nil {
-		return explain(path, err)
+	if _, err := os.Stat(filepath.Join(*data, "chatd.db")); err != nil {
+		return err
 	}
-	defer x.close()
+	store, err := OpenStore(*data, func([]Event) {})
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	x, err := newExporter(ctx, store, *name)
+	if err != nil {
+		return err
+	}
 	x.progress = newProgress(stderr, "rows")
-	defer x.progress.end()
-	began, part := time.Now(), to+".part"
+	began, part, write := time.Now(), to+".part", x.writeLines
+	if *html != "" {
+		write = x.archive
+	}
 	if err := os.RemoveAll(part); err != nil {
 		return err
 	}
 	defer os.RemoveAll(part) // whatever is left of it
-	if *html != "" {
-		err = x.archive(ctx, part)
-	} else {
-		err = x.writeLines(ctx, part)
-	}
+	err = write(ctx, part)
+	x.progress.end()
 	if err == nil {
 		err = replace(part, to)
 	}
 	if err != nil {
-		return fmt.Errorf("%s to %s: %w", path, to, err)
+		return fmt.Errorf("%s to %s: %w", *data, to, err)
 	}
 	fmt.Fprintf(stdout, "%s: %d messages.\nIt took %.1f s.\n", to, x.messages, time.Since(began).Seconds())
 	return nil
 }
 
-// exporter reads a database in one transaction: so it is of one moment, and those who
-// write go on in the write-ahead log.
+// exporter writes what is in a store at one moment.
 type exporter struct {
-	db             *sql.DB
-	conn           *sql.Conn
-	user           *User // whose export it is; nil: everybody's
-	version        int
-	rows, messages int64 // that there are
-	done           int64 // rows written
-	progress       *progress
+	store    *Store
+	db       querier
+	user     *User  // whose export it is; nil: everybody's
+	sees     string // SQL condition for the rooms r that are exported
+	messages int64  // that there are
+	done     int64  // rows written
+	progress *progress
 }
 
-func openExport(ctx context.Context, path, name string) (x *exporter, err error) {
-	if _, err := os.Stat(path); err != nil {
+func newExporter(ctx context.Context, store *Store, name string) (x *exporter, err error) {
+	x = &exporter{store: store, db: store.read, sees: "1"}
+	// All that is read is read by one connection, in one transaction. Those who write
+	// go on in the write-ahead log.
+	store.read.SetMaxOpenConns(1)
+	if _, err := store.read.ExecContext(ctx, "BEGIN"); err != nil {
 		return nil, err
-	}
-	x = &exporter{}
-	if x.db, err = openFile(path, "mode=rw"); err != nil {
-		return nil, err
-	}
-	if x.conn, err = x.db.Conn(ctx); err == nil {
-		err = x.begin(ctx, name)
-	}
-	if err != nil {
-		x.close()
-	}
-	return x, err
-}
-
-func (x *exporter) close() {
-	if x.conn != nil {
-		x.conn.Close()
-	}
-	x.db.Close()
-}
-
-func (x *exporter) begin(ctx context.Context, name string) error {
-	if _, err := x.conn.ExecContext(ctx, "BEGIN"); err != nil {
-		return err
-	}
-	if err := x.conn.QueryRowContext(ctx, "PRAGMA user_version").Scan(&x.version); err != nil {
-		return err
-	}
-	if newest := len(migrations) + 1; x.version != newest {
-		return fmt.Errorf("the database has version %d, this chatd exports version %d", x.version, newest)
 	}
 	if name != "" {
-		x.user = &User{}
-		err := x.conn.QueryRowContext(ctx, "SELECT "+userColumns+" FROM users u WHERE u.key = ?", foldName(name)).Scan(x.user.columns()...)
+		u, _, err := store.UserByName(ctx, name)
 		if err != nil {
-			return fmt.Errorf("user %s: %w", name, instead(err, sql.ErrNoRows, ErrNotFound))
+			return nil, fmt.Errorf("user %s: %w", name, err)
 		}
+		x.user, x.sees = &u, u.sees()
 	}
-	return x.conn.QueryRowContext(ctx, "SELECT count(*), count(*) FILTER (WHERE kind = 'message') FROM log l JOIN rooms r ON r.id = l.room WHERE "+x.sees()).Scan(&x.rows, &x.messages)
-}
-
-// sees is the SQL condition for the rooms r that are exported.
-func (x *exporter) sees() string {
-	if x.user == nil {
-		return "1"
-	}
-	return x.user.sees()
+	err = store.queryRow(ctx, "SELECT count(*) FROM log l JOIN rooms r ON r.id = l.room WHERE l.kind = 'message' AND "+x.sees).Scan(&x.messages)
+	return x, err
 }
 
 // writeLines writes a file with a line for each row: {"table":…} and its columns, but
 // for those that are NULL. What is binary is in hexadecimal.
 func (x *exporter) writeLines(ctx context.Context, path string) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	f, err := os.Create(path)
 	if err != nil {
 		return err
 	}
@@ -175,13 +133,13 @@ func (x *exporter) writeLines(ctx context.Context, path string) error {
 }
 
 func (x *exporter) lines(ctx context.Context, w io.Writer) error {
-	head := exportHead{Table: "chatd", Version: x.version}
+	head := map[string]any{"table": "chatd", "version": len(migrations) + 1}
 	if x.user != nil {
-		head.User = x.user.Name
+		head["user"] = x.user.Name
 	}
 	fmt.Fprintf(w, "%s\n", encodeJSON(head)) // a bufio.Writer keeps its error
 	for _, t := range exportedTables {
-		columns, err := tableColumns(ctx, x.conn, t.name)
+		columns, err := tableColumns(ctx, x.db, t.name)
 		if err != nil {
 			return err
 		}
@@ -191,13 +149,13 @@ func (x *exporter) lines(ctx context.Context, w io.Writer) error {
 				continue
 			}
 			columns = slices.DeleteFunc(columns, func(c column) bool { return !slices.Contains(strings.Fields(t.columns), c.name) })
-			where = strings.NewReplacer("SEEN", "(SELECT r.id FROM rooms r WHERE "+x.sees()+")", "ME", fmt.Sprint(x.user.ID)).Replace(t.where)
+			where = strings.NewReplacer("SEEN", "(SELECT r.id FROM rooms r WHERE "+x.sees+")", "ME", fmt.Sprint(x.user.ID)).Replace(t.where)
 		}
 		if err := x.table(ctx, w, t.name, columns, where); err != nil {
 			return fmt.Errorf("%s: %w", t.name, err)
 		}
 	}
-	_, err := fmt.Fprintf(w, "%s\n", encodeJSON(exportEnd{"end", x.done}))
+	_, err := fmt.Fprintf(w, `{"table":"end","rows":%d}`+"\n", x.done)
 	return err
 }
 
@@ -215,7 +173,7 @@ func (x *exporter) table(ctx context.Context, w io.Writer, name string, columns 
 		}
 	}
 	query := fmt.Sprintf("SELECT json_patch('{}', json_object(%s)) FROM %s WHERE %s ORDER BY %s", object, name, where, strings.Join(order, ", "))
-	rows, err := x.conn.QueryContext(ctx, query)
+	rows, err := x.db.QueryContext(ctx, query)
 	if err != nil {
 		return err
 	}
@@ -225,15 +183,11 @@ func (x *exporter) table(ctx context.Context, w io.Writer, name string, columns 
 		if err := rows.Scan(&line); err != nil {
 			return err
 		}
-		text := line
-		if !utf8.Valid(text) {
-			text = bytes.ToValidUTF8(text, []byte("\uFFFD"))
-		}
-		if _, err := fmt.Fprintf(w, "%s\n", text); err != nil {
+		if _, err := fmt.Fprintf(w, "%s\n", bytes.ToValidUTF8(line, []byte("\uFFFD"))); err != nil {
 			return err
 		}
 		x.done++
-		x.progress.show(x.done, max(x.rows, x.done))
+		x.progress.show(x.done, max(x.messages, x.done))
 	}
 	return rows.Err()
 }
@@ -243,7 +197,6 @@ type column struct {
 	blob bool
 }
 
-// tableColumns returns none for a table that is not there.
 func tableColumns(ctx context.Context, db querier, table string) ([]column, error) {
 	return collect(ctx, db, func(c *column) []any { return []any{&c.name, &c.blob} },
 		"SELECT name, type = 'BLOB' FROM pragma_table_info(?) ORDER BY cid", table)

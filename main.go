@@ -58,7 +58,7 @@ const usage = `chatd is a team-chat daemon: one binary, one data directory.
   chatd export FILE.jsonl            write everything down, to be read by programs or by import
   chatd export -html DIR             … as pages to read; -user NAME: what NAME may see, either way
   chatd import FILE.jsonl            make a data directory of an export
-  chatd rollback [-yes]              undo what the last upgrade did to the database
+  chatd rollback [-yes]              say what undoing the last upgrade's migration loses; -yes: do it
   chatd import-django db.sqlite3     take users and messages over from a tutorial's chat
   chatd nginx -url URL [-addr ADDR]  print the configuration of an nginx in front of it
   chatd doctor -url URL              find what is wrong with the set-up, on the server itself
@@ -73,15 +73,15 @@ find the data with -data, and work while chatd runs, but for restore, import and
 
 doctor calls the public URL, through the proxy, and says which line of whose
 configuration is wrong. It has to see the data: -data, and -addr as chatd has it. With
--insecure it takes any certificate; -quick does without -idle 70s of silence.
+-insecure it takes any certificate; -idle 0 does without the 70s of silence.
 
 tail, say and chat work from anywhere: -url, or CHATD_URL, says where chatd is. They
 come in by the token in CHATD_TOKEN, or in the file that -token-file names.
 
 import-django also works while chatd runs. All its rooms are public here; what it
-says in none goes into -room lobby. With -admins its superusers and staff are
+says in none goes into lobby. With -admins its superusers and staff are
 administrators here. Its times are in UTC, or in the zone -tz, such as
-Asia/Shanghai, if it had USE_TZ = False. -dry-run only says what would happen.
+Asia/Shanghai, if it had USE_TZ = False.
 
 Flags:
 `
@@ -122,15 +122,11 @@ func run(ctx context.Context, args []string, stdin *os.File, stdout, stderr io.W
 	case "import":
 		return importLines(ctx, args, stdout, stderr)
 	case "rollback":
-		return rollback(ctx, args, stdin, stdout)
+		return rollback(ctx, args, stdout)
 	case "tail", "say", "chat":
 		return runClient(ctx, command, args, stdin, stdout, stderr)
 	case "doctor":
-		d, err := newDoctor(args, stdout)
-		if err != nil {
-			return err
-		}
-		return d.visit(ctx)
+		return visit(ctx, args, stdout)
 	case "nginx":
 		return nginx(args, stdout)
 	case "version":

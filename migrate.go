@@ -3,7 +3,6 @@ package main
 import (
 	"database/sql"
 	_ "embed"
-	"errors"
 	"fmt"
 	"os"
 )
@@ -148,15 +147,14 @@ func migrate(db *sql.DB, path string, steps []string) error {
 		return err
 	}
 	newest := len(steps) + 1
-	if version == newest {
+	switch {
+	case version == newest:
 		return nil
-	}
-	if version > newest {
+	case version > newest:
 		return fmt.Errorf("the database has version %d, this chatd knows versions up to %d", version, newest)
-	}
-	if version == 0 {
+	case version == 0:
 		steps = []string{schema}
-	} else {
+	default:
 		if err := keepCopy(db, fmt.Sprintf("%s.v%d", path, version)); err != nil {
 			return fmt.Errorf("keep a copy before migrating: %w", err)
 		}
@@ -178,7 +176,7 @@ func migrate(db *sql.DB, path string, steps []string) error {
 // keepCopy writes the database to a file, which is there whole or not at all.
 func keepCopy(db *sql.DB, path string) error {
 	part := path + ".part"
-	if err := os.Remove(part); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := os.RemoveAll(part); err != nil {
 		return err
 	}
 	if _, err := db.Exec("VACUUM INTO ?", part); err != nil {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"crypto/rand"
 	"crypto/subtle"
 	"io"
 	"net/http"
@@ -12,7 +11,6 @@ import (
 
 // findings is what chatd has to say about a request of the doctor's.
 type findings struct {
-	ID          string // another one each time
 	Proto, Host string
 	Header      http.Header
 	Body        int64       // bytes
@@ -44,7 +42,7 @@ func (s *server) handleDoctor(w http.ResponseWriter, r *http.Request, v visitor)
 	s.setCookie(w, r, "doctor", "", time.Second)
 	said := &http.Request{RemoteAddr: r.RemoteAddr, Header: http.Header{"X-Forwarded-For": {forgedAddress}}}
 	return writeJSON(w, http.StatusOK, findings{
-		ID: rand.Text(), Proto: r.Proto, Host: r.Host, Header: r.Header, Body: n, Sent: w.Header().Clone(),
+		Proto: r.Proto, Host: r.Host, Header: r.Header, Body: n, Sent: w.Header().Clone(),
 		Peer: r.RemoteAddr, Believed: s.clientAddress(said) == forgedAddress,
 		URL: s.public, Descriptors: descriptors(), MaxConns: s.hub.maxSockets,
 	})
