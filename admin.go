@@ -6,20 +6,15 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"math"
 	"net/http"
 	"net/url"
-	"os"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
 )
 
 const (
-	accountsPage = 100     // accounts on a page
-	maxSearch    = 200     // bytes of a text to look for
-	searchMost   = 500_000 // rows of the log that one search looks at, in a tenth of a second
+	accountsPage = 100 // accounts on a page
+	maxSearch    = 200 // bytes of a text to look for
 )
 
 // adminPage is what the templates of administration show.
@@ -73,48 +68,36 @@ type figure struct {
 	Value any
 }
 
+// counts are the figures that are numbers of rows.
+var counts = []struct{ name, of string }{
+	{"admin.admins", "users WHERE role = 'admin' AND deactivated IS NULL"},
+	{"admin.members", "users WHERE role = 'member' AND deactivated IS NULL"},
+	{"admin.guests", "users WHERE role = 'guest' AND deactivated IS NULL"},
+	{"admin.deactivated_users", "users WHERE deactivated IS NOT NULL"},
+	{"admin.rooms", "rooms"},
+	{"admin.events", "log"},
+}
+
 func (s *server) handleAdmin(w http.ResponseWriter, r *http.Request, v visitor) error {
-	lines, err := s.store.figures(r.Context())
-	if err != nil {
-		return err
+	var lines []figure
+	for _, c := range counts {
+		var n int64
+		if err := s.store.queryRow(r.Context(), "SELECT count(*) FROM "+c.of).Scan(&n); err != nil {
+			return err
+		}
+		lines = append(lines, figure{c.name, n})
 	}
 	up := time.Duration(ticks())
+	size := func(file string) string { return fmt.Sprintf("%.1f MB", float64(fileSize(s.store.dir, file))/1e6) }
 	lines = append(lines,
+		figure{"admin.database", size("chatd.db")},
+		figure{"admin.wal", size("chatd.db-wal")},
 		figure{"admin.sockets", s.hub.Sockets()},
 		figure{"admin.online", len(s.hub.Online())},
 		figure{"admin.uptime", s.words[v.language(r)].text("admin.duration", int(up.Hours())/24, int(up.Hours())%24, int(up.Minutes())%60)},
 		figure{"admin.version", version()})
 	return s.render(w, r, v, http.StatusOK, "admin.html", page{Admin: &adminPage{Figures: lines}})
 }
-
-func (s *Store) figures(ctx context.Context) ([]figure, error) {
-	var path string
-	var admins, members, guests, deactivated, rooms, events int64
-	err := s.queryRow(ctx, `
-		SELECT (SELECT file FROM pragma_database_list WHERE name = 'main'),
-			count(*) FILTER (WHERE role = 'admin' AND deactivated IS NULL),
-			count(*) FILTER (WHERE role = 'member' AND deactivated IS NULL),
-			count(*) FILTER (WHERE role = 'guest' AND deactivated IS NULL),
-			count(deactivated), (SELECT count(*) FROM rooms), (SELECT count(*) FROM log)
-		FROM users`).Scan(&path, &admins, &members, &guests, &deactivated, &rooms, &events)
-	if err != nil {
-		return nil, err
-	}
-	file, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	wal, err := os.Stat(path + "-wal") // is there while the database is open
-	if err != nil {
-		return nil, err
-	}
-	return []figure{
-		{"admin.admins", admins}, {"admin.members", members}, {"admin.guests", guests}, {"admin.deactivated_users", deactivated},
-		{"admin.rooms", rooms}, {"admin.events", events}, {"admin.database", megabytes(file)}, {"admin.wal", megabytes(wal)},
-	}, nil
-}
-
-func megabytes(file os.FileInfo) string { return fmt.Sprintf("%.1f MB", float64(file.Size())/1e6) }
 
 // account is a user as administrators see it.
 type account struct {
@@ -124,21 +107,24 @@ type account struct {
 }
 
 func (s *server) handleUsers(w http.ResponseWriter, r *http.Request, v visitor) error {
-	return s.showUsers(w, r, v, page{Form: make(map[string]string)}, nil)
+	return s.showUsers(w, r, v, page{}, nil)
 }
 
 // showUsers shows a page of accounts, with what is wrong with the form that was sent, if any.
 func (s *server) showUsers(w http.ResponseWriter, r *http.Request, v visitor, p page, wrong error) error {
-	find, after := r.FormValue("find"), r.FormValue("after")
-	list, err := s.store.accounts(r.Context(), find, after, accountsPage+1)
+	filter := formOf(r, "find", "after")
+	list, err := s.store.accounts(r.Context(), filter["find"], filter["after"], accountsPage+1)
 	if err != nil {
 		return err
 	}
-	p.Form["find"] = find
-	p.Admin = &adminPage{Accounts: list, Here: withQuery("/admin/users/", map[string]string{"find": find, "after": after})}
+	if p.Form == nil {
+		p.Form = filter
+	}
+	p.Admin = &adminPage{Accounts: list, Here: withQuery("/admin/users/", filter)}
 	if len(list) > accountsPage {
 		p.Admin.Accounts = list[:accountsPage]
-		p.Admin.Next = withQuery("/admin/users/", map[string]string{"find": find, "after": list[accountsPage-1].Name})
+		filter["after"] = list[accountsPage-1].Name
+		p.Admin.Next = withQuery("/admin/users/", filter)
 	}
 	return s.show(w, r, v, wrong, "admin_users.html", p)
 }
@@ -165,10 +151,7 @@ func withQuery(path string, form map[string]string) string {
 			q.Set(name, value)
 		}
 	}
-	if len(q) == 0 {
-		return path
-	}
-	return path + "?" + q.Encode()
+	return (&url.URL{Path: path, RawQuery: q.Encode()}).String()
 }
 
 func (s *server) handleChangeUsers(w http.ResponseWriter, r *http.Request, v visitor) error {
@@ -178,10 +161,10 @@ func (s *server) handleChangeUsers(w http.ResponseWriter, r *http.Request, v vis
 			return s.showUsers(w, r, v, page{Form: formOf(r, "username", "role")}, err)
 		}
 		notice := s.words[v.language(r)].text("admin.password", u.Name, password)
-		return s.showUsers(w, r, v, page{Form: make(map[string]string), Notice: notice}, nil)
+		return s.showUsers(w, r, v, page{Notice: notice}, nil)
 	}
 	if err := s.changeAccount(r, v.User); err != nil {
-		return s.showUsers(w, r, v, page{Form: make(map[string]string)}, err)
+		return s.showUsers(w, r, v, page{}, err)
 	}
 	return s.redirect(w, r, localPath(r.PostFormValue("next")))
 }
@@ -209,6 +192,15 @@ func (s *server) addAccount(r *http.Request, admin User) (u User, password strin
 	return u, password, err
 }
 
+// accountChanges are what administrators do to the account ?1, at the time ?2: they
+// give it the role ?3, unless it is a guest or a bot, who have no password, or so.
+var accountChanges = map[string]string{
+	"user.role":       "role = ?3 WHERE id = ?1 AND role NOT IN (?3, 'guest') AND NOT bot",
+	"user.deactivate": "deactivated = ?2 WHERE id = ?1 AND deactivated IS NULL",
+	"user.reactivate": "deactivated = NULL WHERE id = ?1 AND deactivated IS NOT NULL",
+	"user.signout":    "role = role WHERE id = ?1",
+}
+
 // changeAccount does what the form of one account asks. Nobody can do it to
 // themself, and only active administrators can do it at all (Store.ChangeUser):
 // so one always remains.
@@ -221,39 +213,32 @@ func (s *server) changeAccount(r *http.Request, admin User) error {
 		return refuse(http.StatusConflict, "last_admin")
 	}
 	action, role := r.PostFormValue("action"), Role(r.PostFormValue("role"))
-	if !slices.Contains([]string{"user.role", "user.deactivate", "user.reactivate", "user.signout"}, action) || action == "user.role" && role != RoleAdmin && role != RoleMember {
+	if accountChanges[action] == "" || action == "user.role" && role != RoleAdmin && role != RoleMember {
 		return refuse(http.StatusBadRequest, "bad_request")
 	}
 	u, err := s.store.ChangeUser(admin, id, action, role)
-	if err == nil && (action == "user.deactivate" || action == "user.signout") {
-		// A visitor without a session may be speaking under a guest's name.
-		s.hub.Drop(func(m *member) bool { return m.user.ID == u.ID || m.user.ID == 0 && u.Role == RoleGuest })
-		err = s.dropEnded() // those of bots whose tokens the user has made
+	if err != nil {
+		return err
 	}
-	return err
+	if u.Role == RoleGuest && action != "user.reactivate" { // a visitor without a session may be speaking under its name
+		s.hub.Drop(func(m *member) bool { return m.user.ID == 0 })
+	}
+	return s.dropEnded(0) // also those of bots whose tokens the user has made
 }
 
-// ChangeUser changes an account in the name of admin, who must be active: its
-// role, unless it is a guest or a bot, who have no password; or whether it is
-// deactivated, which ends its sessions and tokens; or only those sessions. ErrNotFound: there is nothing to change.
+// ChangeUser does one of accountChanges in the name of admin, who must be active.
+// All but a new role end the account's sessions, and deactivating ends its tokens too.
+// ErrNotFound: there is nothing to change.
 func (s *Store) ChangeUser(admin User, id int64, action string, role Role) (u User, err error) {
-	change, value, detail := "deactivated = ?1 WHERE id = ?2 AND (deactivated IS NULL) != (?1 IS NULL)", any(nil), ""
-	if action == "user.role" {
-		change, value, detail = "role = ?1 WHERE id = ?2 AND role NOT IN (?1, 'guest') AND NOT bot", role, string(role)
-	}
-	if action == "user.signout" {
-		change = "role = role WHERE id = ?2 AND ?1 IS NULL"
-	}
 	err = s.update(func(w *writer) error {
-		if action == "user.deactivate" {
-			value = w.now.UnixMilli()
-		}
-		err := w.queryRow("UPDATE users SET "+change+" RETURNING id, name, role", value, id).Scan(&u.ID, &u.Name, &u.Role)
+		now := w.now.UnixMilli()
+		err := w.queryRow("UPDATE users SET "+accountChanges[action]+" RETURNING id, name, role", id, now, role).Scan(&u.ID, &u.Name, &u.Role)
+		detail := string(role)
 		if err == nil && action != "user.role" {
-			err = w.exec("DELETE FROM sessions WHERE user = ?", id)
+			detail, err = "", w.exec("DELETE FROM sessions WHERE user = ?", id)
 		}
 		if err == nil && action == "user.deactivate" {
-			err = w.exec("UPDATE tokens SET revoked = ?1 WHERE user = ?2 AND revoked IS NULL", value, id)
+			err = w.exec("UPDATE tokens SET revoked = ? WHERE user = ? AND revoked IS NULL", now, id)
 		}
 		if err != nil {
 			return err
@@ -263,77 +248,33 @@ func (s *Store) ChangeUser(admin User, id int64, action string, role Role) (u Us
 	return u, err
 }
 
+// handleMessages shows the newest messages that the form asks for, of rooms that the
+// administrator may see. What is empty does not matter.
 func (s *server) handleMessages(w http.ResponseWriter, r *http.Request, v visitor) error {
-	q, err := searchOf(r)
-	if err != nil {
-		return err
-	}
-	found, next, err := s.store.search(r.Context(), v.User, q)
-	if err != nil {
-		return err
-	}
 	form := formOf(r, "room", "author", "from", "to", "text", "before")
-	p := page{Form: form, Admin: &adminPage{Messages: found, Here: withQuery("/admin/messages/", form)}}
-	if next > 0 {
-		form["before"] = fmt.Sprint(next)
-		p.Admin.Next = withQuery("/admin/messages/", form)
+	since, _, isDate := parseDate(cmp.Or(form["from"], "0001-01-01"))
+	_, until, areDates := parseDate(cmp.Or(form["to"], "9999-12-31"))
+	before, _, err := numberOf(r, "before")
+	if err != nil || !isDate || !areDates || len(form["text"]) > maxSearch {
+		return refuse(http.StatusBadRequest, "bad_request")
 	}
-	return s.render(w, r, v, http.StatusOK, "admin_messages.html", p)
-}
-
-// search says which messages are looked for. What is empty or 0 does not matter.
-type search struct {
-	room, author string // keys
-	text         string // a pattern
-	from, to     int64  // times; to is the first that is too late
-	before       int64  // id
-}
-
-func searchOf(r *http.Request) (q search, err error) {
-	q.room, q.author, q.to = foldName(strings.TrimSpace(r.FormValue("room"))), foldName(strings.TrimSpace(r.FormValue("author"))), math.MaxInt64
-	if text := r.FormValue("text"); text != "" {
-		q.text = containing(text)
-	}
-	if from := r.FormValue("from"); from != "" {
-		day, wrong := time.ParseInLocation(time.DateOnly, from, time.Local)
-		q.from, err = day.UnixMilli(), wrong
-	}
-	if to := r.FormValue("to"); to != "" {
-		day, wrong := time.ParseInLocation(time.DateOnly, to, time.Local)
-		q.to, err = day.AddDate(0, 0, 1).UnixMilli(), cmp.Or(err, wrong)
-	}
-	if err != nil || len(r.FormValue("text")) > maxSearch {
-		return q, refuse(http.StatusBadRequest, "bad_request")
-	}
-	q.before, _, err = numberOf(r, "before")
-	return q, err
-}
-
-// search returns the newest messages that q looks for, of rooms that admin may
-// see, and where to go on: 0 if there are no more. It looks at searchMost rows,
-// so a page may be short, or empty, and not the last.
-func (s *Store) search(ctx context.Context, admin User, q search) (found []Event, next int64, err error) {
-	last, err := s.LastID(ctx)
+	found, more, err := s.store.events(r.Context(), `
+		WHERE l.id < ?1 AND l.kind = 'message' AND (?2 = '' OR r.key = ?2) AND (?3 = '' OR u.key = ?3)
+			AND l.time >= ?4 AND l.time < ?5 AND coalesce(l.body, '') LIKE ?6 ESCAPE '\' AND `+v.sees()+`
+		ORDER BY l.id DESC LIMIT ?7`, before, foldName(strings.TrimSpace(form["room"])), foldName(strings.TrimSpace(form["author"])),
+		since.UnixMilli(), until.UnixMilli(), containing(form["text"]), historyPage+1)
 	if err != nil {
-		return nil, 0, err
+		return err
 	}
-	before := min(q.before, last+1)
-	oldest := max(before-searchMost, 1)
-	found, more, err := s.events(ctx, `
-		WHERE l.id < ?1 AND l.id >= ?2 AND l.kind = 'message'
-			AND (?3 = '' OR r.key = ?3) AND (?4 = '' OR u.key = ?4) AND l.time >= ?5 AND l.time < ?6
-			AND (?7 = '' OR l.body LIKE ?7 ESCAPE '\') AND `+admin.sees()+`
-		ORDER BY l.id DESC LIMIT ?8`, before, oldest, q.room, q.author, q.from, q.to, q.text, historyPage+1)
 	if len(found) > historyPage {
 		found, more = found[:historyPage], true
 	}
-	switch {
-	case more:
-		next = found[len(found)-1].ID
-	case oldest > 1:
-		next = oldest
+	p := page{Form: form, Admin: &adminPage{Messages: found, Here: withQuery("/admin/messages/", form)}}
+	if more {
+		form["before"] = fmt.Sprint(found[len(found)-1].ID)
+		p.Admin.Next = withQuery("/admin/messages/", form)
 	}
-	return found, next, err
+	return s.render(w, r, v, http.StatusOK, "admin_messages.html", p)
 }
 
 // handleDeleteMessages deletes the messages that are ticked, as many as a page has.
@@ -342,23 +283,12 @@ func (s *server) handleDeleteMessages(w http.ResponseWriter, r *http.Request, v 
 	if len(r.PostForm["id"]) > historyPage {
 		return refuse(http.StatusBadRequest, "bad_request")
 	}
-	var ids []int64
 	for _, text := range r.PostForm["id"] {
-		id, err := strconv.ParseInt(text, 10, 64)
-		if err != nil {
-			return refuse(http.StatusBadRequest, "bad_request")
+		id, _, err := parseID(text)
+		if err == nil {
+			_, err = s.store.AppendWait(Event{Kind: KindDelete, Author: v.User, Target: id})
 		}
-		ids = append(ids, id)
-	}
-	answers := make(chan error, len(ids))
-	for _, id := range ids {
-		err := s.store.Append(Event{Kind: KindDelete, Author: v.User, Target: id}, func(_ Event, err error) { answers <- err })
-		if err != nil {
-			return err
-		}
-	}
-	for range ids {
-		if err := <-answers; err != nil && !errors.Is(err, ErrNotFound) {
+		if err != nil && !errors.Is(err, ErrNotFound) {
 			return err
 		}
 	}
@@ -366,42 +296,38 @@ func (s *server) handleDeleteMessages(w http.ResponseWriter, r *http.Request, v 
 }
 
 func (s *server) handleInvites(w http.ResponseWriter, r *http.Request, v visitor) error {
-	return s.showInvites(w, r, v, page{Admin: &adminPage{}}, nil)
+	return s.showInvites(w, r, v, "", nil)
 }
 
-func (s *server) showInvites(w http.ResponseWriter, r *http.Request, v visitor, p page, wrong error) error {
+func (s *server) showInvites(w http.ResponseWriter, r *http.Request, v visitor, link string, wrong error) error {
 	all, err := s.store.Invites(r.Context())
 	if err != nil {
 		return err
 	}
-	p.Admin.Invites = all
+	p := page{Admin: &adminPage{Invites: all, Link: link}, Form: formOf(r, "kind", "name", "days", "uses")}
 	return s.show(w, r, v, wrong, "admin_invites.html", p)
 }
 
 // handleChangeInvites makes a link or revokes one, with the guests who came by it.
 func (s *server) handleChangeInvites(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if r.PostFormValue("action") == "invite.revoke" {
-		id, _, err := numberOf(r, "id")
-		if err != nil {
-			return err
-		}
-		guests, err := s.store.RevokeInvite(id, v.User)
-		if err != nil {
-			return err
-		}
-		s.hub.Drop(func(m *member) bool { return slices.Contains(guests, m.user.ID) })
-		return s.redirect(w, r, "/admin/invites/")
+	if r.PostFormValue("action") != "invite.revoke" {
+		link, err := s.addInvite(r, v.User)
+		return s.showInvites(w, r, v, link, err)
 	}
-	p := page{Admin: &adminPage{}, Form: formOf(r, "kind", "name", "days", "uses")}
-	token, err := s.addInvite(r, v.User)
+	id, _, err := numberOf(r, "id")
+	if err == nil {
+		err = s.store.RevokeInvite(id, v.User)
+	}
+	if err == nil {
+		err = s.dropEnded(0)
+	}
 	if err != nil {
-		return s.showInvites(w, r, v, p, err)
+		return err
 	}
-	p.Admin.Link = s.urlFor(r) + "/invite/" + token
-	return s.showInvites(w, r, v, p, nil)
+	return s.redirect(w, r, "/admin/invites/")
 }
 
-func (s *server) addInvite(r *http.Request, admin User) (token string, err error) {
+func (s *server) addInvite(r *http.Request, admin User) (link string, err error) {
 	in := Invite{Kind: r.PostFormValue("kind"), Role: RoleMember, Creator: admin.Name}
 	name := strings.TrimSpace(r.PostFormValue("name"))
 	switch in.Kind {
@@ -415,17 +341,17 @@ func (s *server) addInvite(r *http.Request, admin User) (token string, err error
 	case string(RoleAdmin):
 		in.Kind, in.Role = inviteAccount, RoleAdmin
 	}
-	days, _, err := numberOf(r, "days")
-	if err != nil {
-		return "", err
-	}
-	uses, _, err := numberOf(r, "uses")
-	if err != nil {
+	days, _, wrongDays := numberOf(r, "days")
+	uses, _, wrongUses := numberOf(r, "uses")
+	if err := cmp.Or(wrongDays, wrongUses); err != nil {
 		return "", err
 	}
 	in.Uses = int(min(uses, maxInviteUses+1))
-	token, err = s.store.CreateInvite(in, time.Duration(min(days, 1000))*24*time.Hour)
-	return token, instead(err, ErrNotFound, refuse(http.StatusNotFound, "no_user"))
+	token, err := s.store.CreateInvite(in, time.Duration(min(days, 1000))*24*time.Hour)
+	if err != nil {
+		return "", instead(err, ErrNotFound, refuse(http.StatusNotFound, "no_user"))
+	}
+	return s.urlFor(r) + "/invite/" + token, nil
 }
 
 // handleAdminRooms lists the rooms; each is changed on its own page.

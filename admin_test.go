@@ -271,6 +271,7 @@ func TestAdminDelete(t *testing.T) {
 		if strings.Contains(text, "whispered") || !strings.Contains(text, "shared") {
 			t.Errorf("private rooms: want shared and not whispered in\n%s", text)
 		}
+		synctest.Wait()
 		p.takeHeard()
 		if status, _, text := s.browse("POST", "/admin/messages", s.session("root"), "id=1&id=2&id=4&id=5&id=6&next=/admin/messages/"); status != 303 {
 			t.Fatalf("delete: %d\n%s", status, text)
@@ -345,14 +346,6 @@ func TestAdminSearch(t *testing.T) {
 		}
 		if fmt.Sprint(pages) != "[50 50]" {
 			t.Errorf("pages of %v, want [50 50]", pages)
-		}
-		// As if so much had been said meanwhile that one search does not get to the end.
-		s.exec("UPDATE sqlite_sequence SET seq = ? WHERE name = 'log'", searchMost+1)
-		s.say(lobby, "ann", "new sure") // searchMost + 2
-		ids, next := s.found("/admin/messages/?text=sure")
-		rest, end := s.found(next)
-		if ids != fmt.Sprint(searchMost+2, " 5") || rest != "2 1" || end != "" {
-			t.Errorf("a long log: %q, then %q, then %q", ids, rest, end)
 		}
 	})
 }
@@ -454,6 +447,9 @@ func TestAdminInvites(t *testing.T) {
 		}
 		if status, _, _ := s.browse("GET", "/chat/lobby/", cookie, ""); status != 303 {
 			t.Errorf("the guest's session: %d", status)
+		}
+		if u, _, err := s.store.UserByName(t.Context(), "visitor"); err != nil || !u.Deactivated {
+			t.Errorf("the guest is %+v, %v", u, err)
 		}
 		want := []string{"root|invite.create|lobby|guest × 2", "root|invite.revoke|#1|"}
 		if got := s.deeds(); !slices.Equal(got, want) {

@@ -8,6 +8,8 @@ import (
 	"crypto/subtle"
 	"encoding/base64"
 	"errors"
+	"fmt"
+	"maps"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -90,7 +92,7 @@ func encodePassword(password, salt string, rounds int) string {
 	if err != nil { // only for parameters that FIPS 140 forbids
 		panic(err)
 	}
-	return strings.Join([]string{passwordHashing, strconv.Itoa(rounds), salt, base64.StdEncoding.EncodeToString(key)}, "$")
+	return fmt.Sprintf("%s$%d$%s$%s", passwordHashing, rounds, salt, base64.StdEncoding.EncodeToString(key))
 }
 
 func passwordMatches(encoded, password string) bool {
@@ -104,10 +106,6 @@ func passwordMatches(encoded, password string) bool {
 	}
 	return subtle.ConstantTimeCompare([]byte(encoded), []byte(encodePassword(password, part[2], rounds))) == 1
 }
-
-// nobody is what the password of an unknown user is compared with, so that the
-// answer takes as long.
-func nobody() string { return passwordHashing + "$" + strconv.Itoa(hashRounds) + "$salt$hash" }
 
 func checkPassword(password string) error {
 	if len([]rune(password)) < minPassword || len(password) > maxPassword {
@@ -169,16 +167,17 @@ func (s *server) signIn(ctx context.Context, address, name, password string) (Us
 	}
 	u, encoded, err := s.store.UserByName(ctx, name)
 	if errors.Is(err, ErrNotFound) || err == nil && (encoded == "" || u.Bot || u.gone()) {
-		encoded = nobody()
+		encoded = fmt.Sprintf("%s$%d$salt$hash", passwordHashing, hashRounds) // is nobody's, and takes as long
 	} else if err != nil {
 		return User{}, err
 	}
 	var ok bool
-	if err := s.hashing(ctx, func() { ok = len(password) <= maxPassword && passwordMatches(encoded, password) }); err != nil {
-		return User{}, err
+	err = s.hashing(ctx, func() { ok = len(password) <= maxPassword && passwordMatches(encoded, password) })
+	if err == nil && !ok {
+		err = refuse(http.StatusForbidden, "bad_login")
 	}
-	if !ok {
-		return User{}, refuse(http.StatusForbidden, "bad_login")
+	if err != nil {
+		return User{}, err
 	}
 	s.logins.forget(pair)
 	return u, nil
@@ -294,42 +293,41 @@ func networkOf(address string) string {
 
 // throttle allows every key a burst, and then a rate.
 type throttle struct {
-	burst, perSecond float64 // perSecond 0: no limit
+	burst, every time.Duration // that the whole burst and each single one take to come back; 0: no limit
 
-	mu      sync.Mutex // guards buckets
-	buckets map[string]bucket
-}
-
-type bucket struct {
-	left float64
-	at   time.Time // when left was so
+	mu   sync.Mutex           // guards full
+	full map[string]time.Time // when the key has its whole burst again
 }
 
 func newThrottle(burst, perSecond float64) *throttle {
-	return &throttle{burst: burst, perSecond: perSecond, buckets: make(map[string]bucket)}
+	t := &throttle{full: make(map[string]time.Time)}
+	if perSecond != 0 {
+		second := float64(time.Second)
+		t.burst, t.every = time.Duration(burst*second/perSecond), time.Duration(second/perSecond)
+	}
+	return t
 }
 
 func (t *throttle) allow(key string) bool {
-	if t.perSecond == 0 {
+	if t.every == 0 {
 		return true
 	}
 	now := time.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	b, known := t.buckets[key]
-	if !known {
-		if len(t.buckets) >= maxBuckets {
-			t.shrink(now)
-		}
-		b = bucket{t.burst, now}
+	full, known := t.full[key]
+	if !known && len(t.full) >= maxBuckets {
+		t.shrink(now)
 	}
-	b = bucket{min(t.burst, b.left+t.perSecond*now.Sub(b.at).Seconds()), now}
-	ok := b.left >= 1
-	if ok {
-		b.left--
+	if full.Before(now) {
+		full = now
 	}
-	t.buckets[key] = b
-	return ok
+	full = full.Add(t.every)
+	if full.Sub(now) > t.burst {
+		return false
+	}
+	t.full[key] = full
+	return true
 }
 
 // check is allow, as an error.
@@ -340,29 +338,28 @@ func (t *throttle) check(key string) error {
 	return nil
 }
 
-// shrink forgets the keys whose buckets are full again, or else any one.
+// shrink forgets the keys that have their whole burst, or else any one.
 func (t *throttle) shrink(now time.Time) {
-	some := ""
-	for key, b := range t.buckets {
-		some = key
-		if b.left+t.perSecond*now.Sub(b.at).Seconds() >= t.burst {
-			delete(t.buckets, key)
+	maps.DeleteFunc(t.full, func(_ string, full time.Time) bool { return !full.After(now) })
+	for key := range t.full {
+		if len(t.full) < maxBuckets {
+			return
 		}
-	}
-	if len(t.buckets) >= maxBuckets {
-		delete(t.buckets, some)
+		delete(t.full, key)
 	}
 }
 
 func (t *throttle) forget(key string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	delete(t.buckets, key)
+	delete(t.full, key)
 }
+
+const hasAdmin = "SELECT EXISTS (SELECT 1 FROM users WHERE role = 'admin')"
 
 // HasAdmin reports whether anybody can look after this chatd.
 func (s *Store) HasAdmin(ctx context.Context) (has bool, err error) {
-	err = s.queryRow(ctx, "SELECT EXISTS (SELECT 1 FROM users WHERE role = 'admin')").Scan(&has)
+	err = s.queryRow(ctx, hasAdmin).Scan(&has)
 	return has, err
 }
 
@@ -374,17 +371,18 @@ func (s *Store) CreateUser(name string, role Role, encoded string) (User, error)
 	return u, err
 }
 
-// CreateFirstAdmin is CreateUser for the set-up: it fails with ErrForbidden if
-// there is an admin already, however many try at once.
+// CreateFirstAdmin is CreateUser for the set-up: it refuses if there is an admin
+// already, however many try at once.
 func (s *Store) CreateFirstAdmin(name, encoded string) (User, error) {
 	u := User{Name: name, Role: RoleAdmin}
 	err := s.update(func(w *writer) error {
 		var late bool
-		if err := w.queryRow("SELECT EXISTS (SELECT 1 FROM users WHERE role = 'admin')").Scan(&late); err != nil {
-			return err
+		err := w.queryRow(hasAdmin).Scan(&late)
+		if err == nil && late {
+			err = refuse(http.StatusGone, "setup_used")
 		}
-		if late {
-			return ErrForbidden
+		if err != nil {
+			return err
 		}
 		return w.createUser(&u, encoded)
 	})
@@ -445,8 +443,7 @@ func (s *Store) SetPassword(u User, encoded string, keep []byte) error {
 }
 
 func (w *writer) setPassword(u User, encoded string, keep []byte) error {
-	if err := w.exec("UPDATE users SET password = ? WHERE id = ?", encoded, u.ID); err != nil {
-		return err
-	}
-	return w.deleteOtherSessions(u, keep)
+	return w.exec(`
+		UPDATE users SET password = ?1 WHERE id = ?2;
+		DELETE FROM sessions WHERE user = ?2 AND hash IS NOT ?3`, encoded, u.ID, keep)
 }

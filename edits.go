@@ -30,10 +30,6 @@ func (s *Store) Edits(ctx context.Context, room, message int64) ([]Edit, error) 
 	return edits, err
 }
 
-type editsFrame struct {
-	Edits []editFrame `json:"edits"`
-}
-
 type editFrame struct {
 	Time    string `json:"time"`
 	Message string `json:"message"`
@@ -52,9 +48,9 @@ func (s *server) handleEdits(w http.ResponseWriter, r *http.Request, v visitor, 
 	if wantsPage(r) {
 		return s.render(w, r, v, http.StatusOK, "edits.html", page{Room: room.Name, Message: id, Edits: edits})
 	}
-	var f editsFrame
+	var frames []editFrame
 	for _, e := range edits {
-		f.Edits = append(f.Edits, editFrame{timestamp(e.Time), e.Message})
+		frames = append(frames, editFrame{timestamp(e.Time), e.Message})
 	}
-	return s.sendJSON(w, r, f)
+	return s.sendJSON(w, r, map[string]any{"edits": frames})
 }

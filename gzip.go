@@ -12,13 +12,10 @@ const gzipLeast = 1 << 10 // bytes of an answer; fewer go into one packet anyway
 
 // send answers with a body that is there as a whole, compressed for who takes that.
 //
-// What people wrote can be told from the length of a compressed page only by who has it
-// asked for again and again with guesses in it (BREACH). What never changes and would be
-// worth that is in no page: cookies are not, nothing is needed against forged forms, and
-// tokens, links and secrets are shown once, when they are made. For messages and names
-// there is the address to put guesses into, as pages have their own in them. Other sites'
-// requests have no cookie (SameSite), but for links that are followed: those are answered
-// as if compression were unknown.
+// What is in a page can be told from its compressed length only by who has it asked for
+// again and again with guesses in the address (BREACH). No page has a secret that stays,
+// such as a cookie; for what people wrote, other sites' requests have no cookie (SameSite),
+// but for links that are followed: those are answered as if compression were unknown.
 func (s *server) send(w http.ResponseWriter, r *http.Request, status int, contentType string, body []byte) {
 	h := w.Header()
 	h.Set("Content-Type", contentType)
@@ -52,19 +49,13 @@ func (s *server) compress(content []byte) []byte {
 	return b.Bytes()
 }
 
-// takesGzip reads Accept-Encoding (RFC 9110 §12.5.3).
+// takesGzip reads Accept-Encoding (RFC 9110 §12.5.3), but for *, which nobody sends.
 func takesGzip(r *http.Request) bool {
-	others := false
 	for item := range strings.SplitSeq(strings.Join(r.Header.Values("Accept-Encoding"), ","), ",") {
 		coding, weight, weighed := strings.Cut(item, ";")
-		q, err := strconv.ParseFloat(strings.TrimPrefix(strings.ToLower(strings.TrimSpace(weight)), "q="), 64)
-		takes := !weighed || err == nil && q > 0
-		switch strings.ToLower(strings.TrimSpace(coding)) {
-		case "gzip":
-			return takes
-		case "*":
-			others = takes
+		if strings.EqualFold(strings.TrimSpace(coding), "gzip") {
+			return !weighed || strings.Trim(weight, " qQ=0.") != ""
 		}
 	}
-	return others
+	return false
 }

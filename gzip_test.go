@@ -54,9 +54,7 @@ func TestGzip(t *testing.T) {
 		}{
 			{"/chat/lobby/", "Accept-Encoding: gzip, deflate, br", true},
 			{"/chat/lobby/", "Accept-Encoding: GZIP;q=0.5", true},
-			{"/chat/lobby/", "Accept-Encoding: br, *;q=0.1", true},
 			{"/chat/lobby/", "Accept-Encoding: gzip; q=0.0, *", false},
-			{"/chat/lobby/", "Accept-Encoding: gzip;q=x", false},
 			{"/chat/lobby/", "Accept-Encoding: br", false},
 			{"/chat/lobby/", "Accept-Encoding: ", false},
 			{"/static/chatd.js", "Accept-Encoding: gzip", true},

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/subtle"
@@ -19,6 +19,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode"
 )
 
 const (
@@ -88,14 +89,14 @@ func (s *server) routes() http.Handler {
 	mux.HandleFunc("GET /manifest.webmanifest", s.handleManifest)
 	mux.HandleFunc("GET /healthz", s.handleHealth)
 	tokened("GET /metrics", "", s.handleMetrics)
-	handle("GET /setup", s.handleSetUpPage)
+	handle("GET /setup", s.handleSetUp)
 	handle("POST /setup", form(s.handleSetUp))
-	handle("GET /login/{$}", s.handleLoginPage)
+	handle("GET /login/{$}", s.handleLogin)
 	handle("POST /login/{$}", form(s.handleLogin))
 	handle("POST /guest", form(s.handleGuest))
-	handle("GET /register/{$}", s.handleRegisterPage)
-	handle("POST /register/{$}", form(s.handleRegister))
-	handle("GET /invite/{token}", s.handleInvitePage)
+	handle("GET /register/{$}", s.handleInvite)
+	handle("POST /register/{$}", form(s.handleInvite))
+	handle("GET /invite/{token}", s.handleInvite)
 	handle("POST /invite/{token}", form(s.handleInvite))
 	handle("POST /logout", s.handleLogout)
 	handle("POST /language", s.handleLanguage)
@@ -224,9 +225,6 @@ func (s *server) signedIn(h handler) handler {
 
 // fail is the one place that answers an error.
 func (s *server) fail(w http.ResponseWriter, r *http.Request, v visitor, err error) {
-	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		err = refuse(http.StatusRequestEntityTooLarge, "too_large")
-	}
 	p := problemOf(err)
 	s.complain(r.Context(), p, "request", "pattern", r.Pattern, "err", err)
 	switch p.status {
@@ -277,9 +275,8 @@ func (s *server) redirect(w http.ResponseWriter, r *http.Request, to string) err
 // localPath returns a path that somebody asked to be sent to, or the rooms if it
 // leads elsewhere. Browsers take // and \ for the start of a host.
 func localPath(next string) string {
-	u, err := url.Parse(next)
-	if err != nil || u.IsAbs() || u.Host != "" || !strings.HasPrefix(next, "/") ||
-		strings.HasPrefix(next, "//") || strings.ContainsAny(next, "\\\r\n\t") {
+	strange := func(c rune) bool { return c == '\\' || unicode.IsControl(c) }
+	if !strings.HasPrefix(next, "/") || strings.HasPrefix(next, "//") || strings.ContainsFunc(next, strange) {
 		return "/chat/"
 	}
 	return next
@@ -287,13 +284,6 @@ func localPath(next string) string {
 
 func (s *server) handleRoot(w http.ResponseWriter, r *http.Request, _ visitor) error {
 	return s.redirect(w, r, "/chat/")
-}
-
-func (s *server) handleSetUpPage(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := s.checkSetUp(r); err != nil {
-		return err
-	}
-	return s.render(w, r, v, http.StatusOK, "setup.html", page{Form: formOf(r, setUpKey)})
 }
 
 // checkSetUp lets only the holder of the link in, and only while nobody is administrator.
@@ -310,113 +300,99 @@ func (s *server) checkSetUp(r *http.Request) error {
 	return nil
 }
 
+// handleSetUp shows the form, and takes it. So do handleLogin and handleInvite.
 func (s *server) handleSetUp(w http.ResponseWriter, r *http.Request, v visitor) error {
 	if err := s.checkSetUp(r); err != nil {
 		return err
 	}
-	u, err := s.newAccount(r, func(name, encoded string) (User, error) {
-		u, err := s.store.CreateFirstAdmin(name, encoded)
-		return u, instead(err, ErrForbidden, refuse(http.StatusGone, "setup_used"))
-	})
+	p := page{Form: formOf(r, setUpKey, "username")}
+	if r.Method != http.MethodPost {
+		return s.render(w, r, v, http.StatusOK, "setup.html", p)
+	}
+	u, err := s.newAccount(r, RoleAdmin, s.store.CreateFirstAdmin)
 	if err != nil {
-		return s.show(w, r, v, err, "setup.html", page{Form: formOf(r, setUpKey, "username")})
+		return s.show(w, r, v, err, "setup.html", p)
 	}
 	s.log.InfoContext(r.Context(), "administrator created", "user", u.Name)
-	return s.enterAs(w, r, u)
+	return s.enterAs(w, r, u, "/chat/")
 }
 
-// newAccount checks the name and the password of a form.
-func (s *server) newAccount(r *http.Request, create func(name, encoded string) (User, error)) (User, error) {
+// newAccount checks the name in a form and, if the role has one, the password.
+func (s *server) newAccount(r *http.Request, role Role, create func(name, encoded string) (User, error)) (User, error) {
 	name, err := ownName(r)
-	if err != nil {
-		return User{}, err
+	encoded := ""
+	if err == nil && role != RoleGuest {
+		encoded, err = s.newPassword(r)
 	}
-	password := r.PostFormValue("password")
-	if err := checkPassword(password); err != nil {
-		return User{}, err
-	}
-	encoded, err := s.hash(r.Context(), password)
 	if err != nil {
 		return User{}, err
 	}
 	return create(name, encoded)
 }
 
-// enterAs starts a session and goes to where the visitor wanted to be.
-func (s *server) enterAs(w http.ResponseWriter, r *http.Request, u User) error {
+// newUser lets somebody in who has no invite. The name must be new: with that of an
+// earlier guest would come the right to change what that one said.
+func (s *server) newUser(r *http.Request, role Role) (User, error) {
+	if !s.logins.allow("guests of " + networkOf(s.clientAddress(r))) {
+		return User{}, refuse(http.StatusTooManyRequests, "login_too_fast")
+	}
+	return s.newAccount(r, role, func(name, encoded string) (User, error) { return s.store.CreateUser(name, role, encoded) })
+}
+
+// enterAs starts a session and goes to a path of ours.
+func (s *server) enterAs(w http.ResponseWriter, r *http.Request, u User, to string) error {
 	if err := s.startSession(w, r, u); err != nil {
 		return err
 	}
-	return s.redirect(w, r, localPath(r.PostFormValue("next")))
+	return s.redirect(w, r, to)
 }
 
 // show shows a page, and what is wrong with the form that was sent from it, if anything.
+// It returns wrong if that is none of the visitor's fault.
 func (s *server) show(w http.ResponseWriter, r *http.Request, v visitor, wrong error, file string, p page) error {
-	status, err := s.blame(r, v, wrong, &p)
-	if err != nil {
-		return err
-	}
-	return s.render(w, r, v, status, file, p)
-}
-
-// blame puts into p what is wrong with a form, if anything, and returns the status to
-// say so with. The error is wrong itself if it is none of the visitor's.
-func (s *server) blame(r *http.Request, v visitor, wrong error, p *page) (status int, err error) {
 	if wrong == nil {
-		return http.StatusOK, nil
+		return s.render(w, r, v, http.StatusOK, file, p)
 	}
 	problem := problemOf(wrong)
 	if problem.status >= http.StatusInternalServerError {
-		return 0, wrong
+		return wrong
 	}
-	p.Error = s.sentence(v.language(r), problem)
-	return problem.status, nil
+	p.Error, p.Notice = s.sentence(v.language(r), problem), ""
+	return s.render(w, r, v, problem.status, file, p)
 }
 
 func badForm(err error) error {
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return err
+		return refuse(http.StatusRequestEntityTooLarge, "too_large")
 	}
 	return refuse(http.StatusBadRequest, "bad_request")
 }
 
-func (s *server) handleLoginPage(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if v.proxied {
-		return s.redirect(w, r, localPath(r.FormValue("next")))
-	}
-	return s.render(w, r, v, http.StatusOK, "login.html", page{Next: localPath(r.FormValue("next"))})
-}
-
 func (s *server) handleLogin(w http.ResponseWriter, r *http.Request, v visitor) error {
+	p := page{Form: formOf(r, "username"), Next: localPath(r.FormValue("next"))}
+	if v.proxied { // and so signed in
+		return s.redirect(w, r, p.Next)
+	}
+	if r.Method != http.MethodPost {
+		return s.render(w, r, v, http.StatusOK, "login.html", p)
+	}
 	u, err := s.signIn(r.Context(), s.clientAddress(r), r.PostFormValue("username"), r.PostFormValue("password"))
 	if err != nil {
-		return s.show(w, r, v, err, "login.html", page{Form: formOf(r, "username"), Next: localPath(r.PostFormValue("next"))})
+		return s.show(w, r, v, err, "login.html", p)
 	}
-	return s.enterAs(w, r, u)
+	return s.enterAs(w, r, u, p.Next)
 }
 
 func (s *server) handleGuest(w http.ResponseWriter, r *http.Request, v visitor) error {
 	if !s.guests {
 		return ErrForbidden
 	}
-	u, err := s.newGuest(r)
+	next := localPath(r.PostFormValue("next"))
+	u, err := s.newUser(r, RoleGuest)
 	if err != nil {
-		return s.show(w, r, v, err, "login.html", page{Next: localPath(r.PostFormValue("next"))})
+		return s.show(w, r, v, err, "login.html", page{Next: next})
 	}
-	return s.enterAs(w, r, u)
-}
-
-// newGuest makes a guest. The name must be new: with that of an earlier guest
-// would come the right to change what that one said.
-func (s *server) newGuest(r *http.Request) (User, error) {
-	if !s.logins.allow("guests of " + networkOf(s.clientAddress(r))) {
-		return User{}, refuse(http.StatusTooManyRequests, "login_too_fast")
-	}
-	name, err := ownName(r)
-	if err != nil {
-		return User{}, err
-	}
-	return s.store.CreateUser(name, RoleGuest, "")
+	return s.enterAs(w, r, u, next)
 }
 
 // ownName is the name that somebody new has typed. That of all who have none
@@ -431,10 +407,10 @@ func ownName(r *http.Request) (string, error) {
 
 func (s *server) handleLogout(w http.ResponseWriter, r *http.Request, v visitor) error {
 	if v.session != nil {
-		if err := s.store.DeleteSession(v.session); err != nil {
+		err := s.store.DeleteSession(v.User, Session{Hash: v.session}.ID())
+		if err = cmp.Or(instead(err, ErrNotFound, nil), s.dropEnded(v.ID)); err != nil {
 			return err
 		}
-		s.hub.Drop(func(m *member) bool { return bytes.Equal(m.session, v.session) })
 	}
 	s.setCookie(w, r, s.cookieName(), "", -time.Second)
 	return s.redirect(w, r, "/login/")
@@ -453,11 +429,11 @@ func (s *server) handleLanguage(w http.ResponseWriter, r *http.Request, v visito
 }
 
 func (s *server) handleAccount(w http.ResponseWriter, r *http.Request, v visitor) error {
-	return s.showAccount(w, r, v, nil, "")
+	return s.showAccount(w, r, v, nil, page{})
 }
 
 func (s *server) handlePassword(w http.ResponseWriter, r *http.Request, v visitor) error {
-	return s.showAccount(w, r, v, s.changePassword(r, v), "account.changed")
+	return s.showAccount(w, r, v, s.changePassword(r, v), page{Notice: "account.changed"})
 }
 
 // changePassword also ends the user's other sessions, and their sockets at once.
@@ -465,37 +441,32 @@ func (s *server) changePassword(r *http.Request, v visitor) error {
 	if v.Role == RoleGuest {
 		return ErrForbidden
 	}
-	password, err := newPassword(r)
-	if err != nil {
-		return err
-	}
 	if _, err := s.signIn(r.Context(), s.clientAddress(r), v.Name, r.PostFormValue("old")); err != nil {
 		if problemOf(err).code == "bad_login" {
 			err = refuse(http.StatusForbidden, "wrong_password")
 		}
 		return err
 	}
-	encoded, err := s.hash(r.Context(), password)
-	if err != nil {
-		return err
+	encoded, err := s.newPassword(r)
+	if err == nil {
+		err = s.store.SetPassword(v.User, encoded, v.session)
 	}
-	if err := s.store.SetPassword(v.User, encoded, v.session); err != nil {
-		return err
+	if err == nil {
+		err = s.dropEnded(v.ID)
 	}
-	s.dropOthers(v)
-	return nil
+	return err
 }
 
-// newPassword is what a form has twice.
-func newPassword(r *http.Request) (string, error) {
-	password := r.PostFormValue("new")
+// newPassword encodes the one in a form, which may have it again.
+func (s *server) newPassword(r *http.Request) (encoded string, err error) {
+	password := cmp.Or(r.PostFormValue("new"), r.PostFormValue("password"))
 	if err := checkPassword(password); err != nil {
 		return "", err
 	}
-	if password != r.PostFormValue("again") {
+	if r.PostForm.Has("again") && password != r.PostFormValue("again") {
 		return "", refuse(http.StatusBadRequest, "password_mismatch")
 	}
-	return password, nil
+	return s.hash(r.Context(), password)
 }
 
 // handleRoomsOrSocket is the room picker, and the tutorials' socket at the same URL.
@@ -507,18 +478,16 @@ func (s *server) handleRoomsOrSocket(w http.ResponseWriter, r *http.Request, v v
 }
 
 func (s *server) handleRooms(w http.ResponseWriter, r *http.Request, v visitor) error {
-	p := page{Form: formOf(r, "room")}
-	if asked := r.FormValue("room"); asked != "" {
-		name, err := roomName(strings.TrimPrefix(asked, "@"))
-		if strings.HasPrefix(asked, "@") {
-			name = "@" + name
-		}
-		if err == nil {
-			return s.redirect(w, r, "/chat/"+url.PathEscape(name)+"/")
-		}
-		return s.show(w, r, v, err, "rooms.html", p)
+	asked := r.FormValue("room")
+	bare := strings.TrimPrefix(asked, "@")
+	name, err := roomName(bare)
+	switch {
+	case asked == "":
+		err = nil
+	case err == nil:
+		return s.redirect(w, r, roomPath(strings.TrimSuffix(asked, bare)+name))
 	}
-	return s.render(w, r, v, http.StatusOK, "rooms.html", p)
+	return s.show(w, r, v, err, "rooms.html", page{Form: formOf(r, "room")})
 }
 
 // newCID makes an id for a form: a form that is sent twice is one message.

@@ -457,7 +457,7 @@ func TestCatalogues(t *testing.T) {
 			t.Errorf("%s is missing in en", key)
 		}
 	}
-	for _, m := range regexp.MustCompile(`(?:refuse\([^,"]+, |problem\{\d+, )"(\w+)"|\{\{t "([\w.]+)"`).FindAllStringSubmatch(inScripts.String(), -1) {
+	for _, m := range regexp.MustCompile(`(?:refuse\([^,"]+, |problem\{\d+, )"(\w+)"|\{\{t "([\w.]+)"`).FindAllStringSubmatch(used.String(), -1) {
 		key := m[2]
 		if key == "" {
 			key = "error." + m[1]

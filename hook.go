@@ -413,7 +413,7 @@ func (s *Store) CreateHook(k Hook, admin User) (id int64, secret string, err err
 			return err
 		}
 		if k.Room.Private {
-			if err := w.addMember(k.Room, bot); err != nil {
+			if err := w.changeMember(KindJoin, k.Room, bot); err != nil {
 				return err
 			}
 		}

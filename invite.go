@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net/http"
@@ -40,19 +39,8 @@ type Invite struct {
 	Expires time.Time
 	Uses    int // left
 	Revoked bool
-	Works   bool     // now
-	UsedBy  nameList // oldest first
-}
-
-// nameList scans a text with a line for each name; none has a newline in it.
-type nameList []string
-
-func (l *nameList) Scan(value any) error {
-	*l = nil
-	if text, _ := value.(string); text != "" {
-		*l = strings.Split(text, "\n")
-	}
-	return nil
+	Works   bool   // now
+	UsedBy  string // names, oldest first
 }
 
 // CreateInvite keeps an invite, of which it reads kind, role, user, room, creator
@@ -101,7 +89,7 @@ const selectInvites = `
 		i.revoked IS NOT NULL,
 		i.revoked IS NULL AND i.uses > 0 AND i.expires > ?1 AND u.deactivated IS NULL
 			AND (c.id IS NULL OR c.role = 'admin' AND c.deactivated IS NULL) AS works,
-		coalesce((SELECT group_concat(p.name, char(10) ORDER BY x.rowid) FROM invite_uses x JOIN users p ON p.id = x.user WHERE x.invite = i.id), '')
+		coalesce((SELECT group_concat(p.name, ', ' ORDER BY x.rowid) FROM invite_uses x JOIN users p ON p.id = x.user WHERE x.invite = i.id), '')
 	FROM invites i LEFT JOIN users u ON u.id = i.user LEFT JOIN rooms r ON r.id = i.room LEFT JOIN users c ON c.id = i.creator `
 
 func (in *Invite) columns() []any {
@@ -119,26 +107,23 @@ func (s *Store) Invites(ctx context.Context) ([]Invite, error) {
 	return collect(ctx, s.read, (*Invite).columns, selectInvites+"ORDER BY i.id DESC", time.Now().UnixMilli())
 }
 
-// RevokeInvite makes a link useless in the name of admin, and returns the guests
-// who came in by it: they may not any more. Accounts stay.
-func (s *Store) RevokeInvite(id int64, admin User) (guests []int64, err error) {
-	err = s.update(func(w *writer) error {
-		err := w.queryRow("UPDATE invites SET revoked = coalesce(revoked, ?) WHERE id = ? RETURNING id", w.now.UnixMilli(), id).Scan(&id)
-		if err != nil {
-			return err
-		}
+// RevokeInvite makes a link useless in the name of admin. The guests who came in by
+// it may not any more. Accounts stay.
+func (s *Store) RevokeInvite(id int64, admin User) error {
+	return s.update(func(w *writer) error {
 		const came = "(SELECT x.user FROM invite_uses x JOIN invites i ON i.id = x.invite WHERE i.id = ?1 AND i.kind = 'guest')"
-		guests, err = collect(context.Background(), w.conn, only[int64],
-			"UPDATE users SET deactivated = coalesce(deactivated, ?2) WHERE id IN "+came+" RETURNING id", id, w.now.UnixMilli())
-		if err != nil {
-			return err
+		err := w.queryRow("SELECT 1 FROM invites WHERE id = ?", id).Scan(new(int))
+		if err == nil {
+			err = w.exec(`
+				UPDATE invites SET revoked = coalesce(revoked, ?2) WHERE id = ?1;
+				UPDATE users SET deactivated = coalesce(deactivated, ?2) WHERE id IN `+came+`;
+				DELETE FROM sessions WHERE user IN `+came, id, w.now.UnixMilli())
 		}
-		if err := w.exec("DELETE FROM sessions WHERE user IN "+came, id); err != nil {
+		if err != nil {
 			return err
 		}
 		return w.audit(admin, "invite.revoke", fmt.Sprint("#", id), "")
 	})
-	return guests, err
 }
 
 // UseInvite makes the account or the guest of that name, or sets the password of
@@ -151,27 +136,18 @@ func (s *Store) UseInvite(token, name, encoded string) (u User, err error) {
 		if err != nil {
 			return err
 		}
-		if in.Kind == inviteReset {
-			u, err = w.resetPassword(in, encoded)
-		} else {
+		if in.Kind != inviteReset {
 			u, err = w.admit(in, name, encoded)
+		} else if u, err = w.userByName(in.User); err == nil {
+			err = w.setPassword(u, encoded, nil)
 		}
 		if err != nil {
 			return err
 		}
-		if err := w.exec("UPDATE invites SET uses = uses - 1 WHERE id = ?", in.ID); err != nil {
-			return err
-		}
-		return w.exec("INSERT INTO invite_uses (invite, user, time) VALUES (?, ?, ?)", in.ID, u.ID, w.now.UnixMilli())
+		return w.exec(`
+			UPDATE invites SET uses = uses - 1 WHERE id = ?1;
+			INSERT INTO invite_uses (invite, user, time) VALUES (?1, ?2, ?3)`, in.ID, u.ID, w.now.UnixMilli())
 	})
-	return u, err
-}
-
-func (w *writer) resetPassword(in Invite, encoded string) (u User, err error) {
-	err = w.queryRow("SELECT u.id, u.name, u.role FROM invites i JOIN users u ON u.id = i.user WHERE i.id = ?", in.ID).Scan(&u.ID, &u.Name, &u.Role)
-	if err == nil {
-		err = w.setPassword(u, encoded, nil)
-	}
 	return u, err
 }
 
@@ -187,29 +163,26 @@ func (w *writer) admit(in Invite, name, encoded string) (User, error) {
 	if err != nil {
 		return u, err
 	}
-	return u, w.addMember(room, u)
+	return u, w.changeMember(KindJoin, room, u)
 }
 
-// invite finds the invite of a request's link. All links that do not work are
-// answered alike, and all requests counted, so that guessing leads nowhere.
-func (s *server) invite(r *http.Request) (Invite, error) {
-	if !s.invites.allow(networkOf(s.clientAddress(r))) {
-		return Invite{}, refuse(http.StatusTooManyRequests, "login_too_fast")
+var errInviteUsed = refuse(http.StatusGone, "invite_used")
+
+// invite finds the invite of a request's link; where everybody may register, and no
+// link is needed, it is nil. All links that do not work are answered alike, and all
+// requests counted, so that guessing leads nowhere.
+func (s *server) invite(r *http.Request) (*Invite, error) {
+	token := r.PathValue("token")
+	switch {
+	case token == "" && s.register:
+		return nil, nil
+	case token == "":
+		return nil, ErrNotFound
+	case !s.invites.allow(networkOf(s.clientAddress(r))):
+		return nil, refuse(http.StatusTooManyRequests, "login_too_fast")
 	}
-	in, err := s.store.InviteByToken(r.Context(), r.PathValue("token"))
-	return in, inviteError(err)
-}
-
-func inviteError(err error) error {
-	return instead(err, ErrNotFound, refuse(http.StatusGone, "invite_used"))
-}
-
-func (s *server) handleInvitePage(w http.ResponseWriter, r *http.Request, v visitor) error {
-	in, err := s.invite(r)
-	if err != nil {
-		return err
-	}
-	return s.render(w, r, v, http.StatusOK, "invite.html", page{Invite: &in})
+	in, err := s.store.InviteByToken(r.Context(), token)
+	return &in, instead(err, ErrNotFound, errInviteUsed)
 }
 
 func (s *server) handleInvite(w http.ResponseWriter, r *http.Request, v visitor) error {
@@ -217,75 +190,47 @@ func (s *server) handleInvite(w http.ResponseWriter, r *http.Request, v visitor)
 	if err != nil {
 		return err
 	}
+	p := page{Invite: in, Form: formOf(r, "username")}
+	if r.Method != http.MethodPost {
+		return s.render(w, r, v, http.StatusOK, "invite.html", p)
+	}
 	u, err := s.useInvite(r, in)
 	switch {
 	case errors.Is(err, ErrNotFound): // somebody was faster
-		return inviteError(err)
+		return errInviteUsed
 	case err != nil:
-		return s.show(w, r, v, err, "invite.html", page{Invite: &in, Form: formOf(r, "username")})
+		return s.show(w, r, v, err, "invite.html", p)
+	case in == nil:
+		s.log.InfoContext(r.Context(), "registered", "user", u.Name)
+		return s.enterAs(w, r, u, "/chat/")
 	}
 	s.log.InfoContext(r.Context(), "invite used", "invite", in.ID, "kind", in.Kind, "user", u.Name)
-	if in.Kind == inviteReset {
-		s.hub.Drop(func(m *member) bool { return m.user.ID == u.ID })
-	}
-	if err := s.startSession(w, r, u); err != nil {
+	if err := s.dropEnded(u.ID); err != nil { // a reset ends sessions
 		return err
 	}
 	to := "/chat/"
 	if in.Kind == inviteGuest {
 		to = roomPath(in.Room)
 	}
-	return s.redirect(w, r, to)
+	return s.enterAs(w, r, u, to)
 }
 
 // useInvite checks the form that the kind of the invite has.
-func (s *server) useInvite(r *http.Request, in Invite) (User, error) {
+func (s *server) useInvite(r *http.Request, in *Invite) (User, error) {
 	use := func(name, encoded string) (User, error) {
 		return s.store.UseInvite(r.PathValue("token"), name, encoded)
 	}
-	switch in.Kind {
-	case inviteGuest:
-		name, err := ownName(r)
-		if err != nil {
-			return User{}, err
-		}
-		return use(name, "")
-	case inviteReset:
-		password, err := newPassword(r)
-		if err != nil {
-			return User{}, err
-		}
-		encoded, err := s.hash(r.Context(), password)
-		if err != nil {
-			return User{}, err
-		}
-		return use("", encoded)
+	switch {
+	case in == nil:
+		return s.newUser(r, RoleMember)
+	case in.Kind != inviteReset:
+		return s.newAccount(r, in.Role, use)
 	}
-	return s.newAccount(r, use)
-}
-
-// handleRegisterPage is for servers that need no invite, as handleRegister is.
-func (s *server) handleRegisterPage(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if !s.register {
-		return ErrNotFound
-	}
-	return s.render(w, r, v, http.StatusOK, "invite.html", page{})
-}
-
-func (s *server) handleRegister(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if !s.register {
-		return ErrNotFound
-	}
-	err := refuse(http.StatusTooManyRequests, "login_too_fast")
-	var u User
-	if s.logins.allow("guests of " + networkOf(s.clientAddress(r))) {
-		u, err = s.newAccount(r, func(name, encoded string) (User, error) { return s.store.CreateUser(name, RoleMember, encoded) })
-	}
+	encoded, err := s.newPassword(r)
 	if err != nil {
-		return s.show(w, r, v, err, "invite.html", page{Form: formOf(r, "username")})
+		return User{}, err
 	}
-	s.log.InfoContext(r.Context(), "registered", "user", u.Name)
-	return s.enterAs(w, r, u)
+	return use("", encoded)
 }
 
 // invite is `chatd invite`: it works on the database, whether or not chatd runs.
@@ -295,29 +240,24 @@ func invite(args []string, stdout io.Writer) error {
 	public := flags.String("url", "http://localhost:8080", "")
 	days := flags.Int("days", 7, "")
 	admin := flags.Bool("admin", false, "")
-	in := Invite{Kind: inviteAccount, Role: RoleMember}
+	in, kinds := Invite{Kind: inviteAccount, Role: RoleMember}, 0
 	flags.IntVar(&in.Uses, "uses", 1, "")
-	flags.StringVar(&in.User, "reset", "", "")
-	flags.StringVar(&in.Room, "guest", "", "")
+	for kind, name := range map[string]*string{inviteReset: &in.User, inviteGuest: &in.Room} {
+		flags.Func(kind, "", func(value string) error {
+			in.Kind, *name = kind, value
+			kinds++
+			return nil
+		})
+	}
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	kinds := 0
-	flags.Visit(func(f *flag.Flag) {
-		if f.Name == inviteReset || f.Name == inviteGuest {
-			in.Kind = f.Name
-			kinds++
-		}
-	})
 	if *admin {
 		in.Role = RoleAdmin
 		kinds++
 	}
-	switch {
-	case flags.NArg() > 0 || kinds > 1 || in.Kind == inviteReset && in.Uses != 1:
+	if flags.NArg() > 0 || kinds > 1 || in.Kind == inviteReset && in.Uses != 1 {
 		return errors.New("say chatd invite [-admin], chatd invite -reset NAME or chatd invite -guest ROOM")
-	case *days < 1 || *days > int(maxInviteLife.Hours()/24) || in.Uses < 1 || in.Uses > maxInviteUses:
-		return fmt.Errorf("an invite has 1 to %d -uses and 1 to %d -days", maxInviteUses, int(maxInviteLife.Hours()/24))
 	}
 	if _, err := parsePublic(*public); err != nil {
 		return err
@@ -327,7 +267,10 @@ func invite(args []string, stdout io.Writer) error {
 		return err
 	}
 	defer store.Close()
-	token, err := store.CreateInvite(in, time.Duration(*days)*24*time.Hour)
+	token, err := store.CreateInvite(in, time.Duration(min(*days, 1000))*24*time.Hour)
+	if p, ok := errors.AsType[*problem](err); ok {
+		return fmt.Errorf("an invite has 1 to %d -uses and 1 to %d -days", p.args...)
+	}
 	if err != nil {
 		return fmt.Errorf("invite %s%s: %w", in.User, in.Room, err)
 	}

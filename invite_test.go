@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -82,7 +81,7 @@ func TestInvites(t *testing.T) {
 			t.Errorf("%s is not in: %d\n%s", name, status, text)
 		}
 		all, err := s.store.Invites(t.Context())
-		if err != nil || all[0].Works || all[0].Uses != 0 || all[0].Creator != "Root" || !slices.Equal(all[0].UsedBy, []string{name}) {
+		if err != nil || all[0].Works || all[0].Uses != 0 || all[0].Creator != "Root" || all[0].UsedBy != name {
 			t.Errorf("afterwards the invite is %+v, %v", all, err)
 		}
 		u, encoded, err := s.store.UserByName(t.Context(), name)

@@ -2,11 +2,13 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"html/template"
+	"io/fs"
 	"maps"
 	"mime"
 	"net/http"
@@ -28,7 +30,7 @@ type page struct {
 	Me      *User  // nil: nobody is signed in
 	Guests  bool   // visitors without an account may come in
 	Error   string
-	Notice  string
+	Notice  string            // what was done, or its key in the catalogues
 	Next    string            // where to go after signing in
 	Path    string            // this page
 	Form    map[string]string // what was typed
@@ -174,8 +176,7 @@ func (s *server) fillClient(r *http.Request, v visitor, room Room, cursor int64,
 // byte is sent, so that an error can still become a 500.
 func (s *server) render(w http.ResponseWriter, r *http.Request, v visitor, status int, file string, p page) error {
 	p.Lang, p.Guests, p.Path, p.Status, p.Proxied = v.language(r), s.guests, r.URL.RequestURI(), status, v.proxied
-	p.Theme, p.Version = theme(r), s.version
-	p.Register = s.register
+	p.Theme, p.Version, p.Register = chosen(r, themeCookie, "light", "dark"), s.version, s.register
 	if r.Method != http.MethodGet {
 		p.Path = "/chat/"
 	}
@@ -204,43 +205,40 @@ func (s *server) loadPages() error {
 	s.words = make(map[string]catalogue)
 	s.assets = make(map[string]asset)
 	s.pages = make(map[string]map[string]*template.Template)
-	entries, err := files.ReadDir("templates")
+	names, err := fs.Glob(files, "templates/*")
 	if err != nil {
 		return err
 	}
 	hash := sha256.New()
-	var names []string
-	for _, entry := range entries {
-		name := entry.Name()
-		content, err := files.ReadFile("templates/" + name)
+	for _, name := range names {
+		content, err := files.ReadFile(name)
 		if err != nil {
 			return err
 		}
-		switch path.Ext(name) {
-		case ".html":
-			names = append(names, "templates/"+name)
+		base, ext := path.Base(name), path.Ext(name)
+		switch ext {
 		case ".css", ".js", ".svg", ".png":
-			s.assets[name] = asset{content, s.compress(content), mime.TypeByExtension(path.Ext(name))}
+			s.assets[base] = asset{content, s.compress(content), mime.TypeByExtension(ext)}
 			hash.Write(content)
+		case ".json":
+			var words catalogue
+			if err := json.Unmarshal(content, &words); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			s.words[strings.TrimSuffix(base, ext)] = words
 		}
 	}
 	s.version = hex.EncodeToString(hash.Sum(nil)[:8])
-	for _, lang := range []string{"en", "zh"} {
-		content, err := files.ReadFile("templates/" + lang + ".json")
-		if err != nil {
-			return err
-		}
-		var words catalogue
-		if err := json.Unmarshal(content, &words); err != nil {
-			return fmt.Errorf("%s.json: %w", lang, err)
-		}
-		s.words[lang] = words
+	for lang, words := range s.words {
 		s.pages[lang] = make(map[string]*template.Template)
 		shared, err := template.New("base.html").Funcs(s.functions(words)).ParseFS(files, "templates/base.html", "templates/tokens.html")
 		if err != nil {
 			return err
 		}
 		for _, name := range names {
+			if path.Ext(name) != ".html" {
+				continue
+			}
 			t, err := template.Must(shared.Clone()).ParseFS(files, name)
 			if err != nil {
 				return err
@@ -258,14 +256,8 @@ func (s *server) functions(words catalogue) template.FuncMap {
 		"url":   func(path string) string { return s.base + path },
 		"asset": func(name string) string { return s.base + "/static/" + s.version + "/" + name },
 		"modules": func() []string {
-			var names []string
-			for name := range s.assets {
-				if path.Ext(name) == ".js" {
-					names = append(names, name)
-				}
-			}
-			slices.Sort(names)
-			return names
+			names := slices.Sorted(maps.Keys(s.assets))
+			return slices.DeleteFunc(names, func(name string) bool { return path.Ext(name) != ".js" })
 		},
 		"roomURL": func(name string) string { return s.base + roomPath(name) },
 		"clock":   func(t time.Time) string { return t.Local().Format("15:04") },
@@ -294,10 +286,7 @@ type catalogue map[string]string
 
 // text returns the words of a key, with {0}, {1}… replaced.
 func (c catalogue) text(key string, args ...any) string {
-	text, ok := c[key]
-	if !ok {
-		return key
-	}
+	text := cmp.Or(c[key], key)
 	for i, arg := range args {
 		text = strings.ReplaceAll(text, fmt.Sprintf("{%d}", i), fmt.Sprint(arg))
 	}
@@ -321,8 +310,8 @@ func (v visitor) language(r *http.Request) string {
 	if v.Language != "" {
 		return v.Language
 	}
-	if c, err := r.Cookie(languageCookie); err == nil && (c.Value == "en" || c.Value == "zh") {
-		return c.Value
+	if lang := chosen(r, languageCookie, "en", "zh"); lang != "" {
+		return lang
 	}
 	for tag := range strings.SplitSeq(r.Header.Get("Accept-Language"), ",") {
 		switch tag = strings.ToLower(strings.TrimSpace(tag)); {

@@ -323,10 +323,6 @@ func (s *server) stopPush(r *http.Request, v visitor, room Room) (Push, error) {
 	if err != nil {
 		return Push{}, err
 	}
-	manage, err := s.mayManage(r.Context(), v.User, room)
-	if err != nil {
-		return Push{}, err
-	}
 	pushes, err := s.store.Pushes(r.Context(), room.ID)
 	if err != nil {
 		return Push{}, err
@@ -335,7 +331,7 @@ func (s *server) stopPush(r *http.Request, v visitor, room Room) (Push, error) {
 	switch {
 	case i < 0:
 		return Push{}, ErrNotFound
-	case !manage && !room.direct() && pushes[i].Username != v.Name:
+	case !room.managedBy(v.User) && !room.direct() && pushes[i].Username != v.Name:
 		return Push{}, ErrForbidden
 	}
 	return pushes[i], s.store.StopPush(id)

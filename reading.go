@@ -95,10 +95,9 @@ func (s *Store) Level(ctx context.Context, u User, room Room) (level string, err
 // SetLevel is for what Level returns.
 func (s *Store) SetLevel(u User, room Room, level string) error {
 	return s.update(func(w *writer) error {
-		if level == "" {
-			return w.exec("DELETE FROM levels WHERE user = ? AND room = ?", u.ID, room.ID)
-		}
-		return w.exec("INSERT OR REPLACE INTO levels (user, room, notify) VALUES (?, ?, ?)", u.ID, room.ID, level)
+		return w.exec(`
+			DELETE FROM levels WHERE user = ?1 AND room = ?2;
+			INSERT INTO levels (user, room, notify) SELECT ?1, ?2, ?3 WHERE ?3 != ''`, u.ID, room.ID, level)
 	})
 }
 

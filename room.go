@@ -21,15 +21,21 @@ type Room struct {
 	Topic    string
 	Archived bool // can be read, and no more
 	Keep     int  // days, after which messages are removed; 0: never
+	Creator  int64
 }
 
 func (r Room) direct() bool { return strings.Contains(r.Name, "+") }
 
+// managedBy reports whether u, who sees the room, made it or is an administrator.
+func (r Room) managedBy(u User) bool {
+	return !r.direct() && u.Role != RoleGuest && (u.Role == RoleAdmin || u.ID == r.Creator)
+}
+
 // roomColumns are those of rooms r that Room.columns scans, after others.
-const roomColumns = "r.id, r.name, r.private, r.topic, r.archived IS NOT NULL, coalesce(r.keep, 0)"
+const roomColumns = "r.id, r.name, r.private, r.topic, r.archived IS NOT NULL, coalesce(r.keep, 0), r.creator"
 
 func (r *Room) columns(others ...any) []any {
-	return append(others, &r.ID, &r.Name, &r.Private, &r.Topic, &r.Archived, &r.Keep)
+	return append(others, &r.ID, &r.Name, &r.Private, &r.Topic, &r.Archived, &r.Keep, &r.Creator)
 }
 
 // sees is the SQL condition for the rooms r that u may see: the public ones and
@@ -73,8 +79,9 @@ func (w *writer) room(e *Event) error {
 }
 
 func (w *writer) createRoom(r *Room, creator User) error {
+	r.Creator = creator.ID
 	return w.queryRow("INSERT INTO rooms (name, key, creator, created, private) VALUES (?, ?, ?, ?, ?) RETURNING id",
-		r.Name, foldName(r.Name), creator.ID, w.now.UnixMilli(), r.Private).Scan(&r.ID)
+		r.Name, foldName(r.Name), r.Creator, w.now.UnixMilli(), r.Private).Scan(&r.ID)
 }
 
 func (w *writer) roomByName(name string) (r Room, err error) {
@@ -83,25 +90,17 @@ func (w *writer) roomByName(name string) (r Room, err error) {
 	return r, err
 }
 
-// addMember and removeMember do nothing for who is in, or out, already.
-func (w *writer) addMember(r Room, u User) error {
-	return w.changeMember(KindJoin, "INSERT INTO members (room, user) VALUES (?, ?) ON CONFLICT DO NOTHING", r, u)
-}
-
-func (w *writer) removeMember(r Room, u User) error {
-	return w.changeMember(KindLeave, "DELETE FROM members WHERE room = ? AND user = ?", r, u)
-}
-
-func (w *writer) changeMember(kind Kind, change string, r Room, u User) error {
-	result, err := w.conn.ExecContext(context.Background(), change, r.ID, u.ID)
-	if err != nil {
-		return err
+// changeMember has u join or leave a private room. It does nothing if it is so already.
+func (w *writer) changeMember(kind Kind, r Room, u User) error {
+	change := "INSERT INTO members (room, user) VALUES (?, ?) ON CONFLICT DO NOTHING RETURNING 1"
+	if kind == KindLeave {
+		change = "DELETE FROM members WHERE room = ? AND user = ? RETURNING 1"
 	}
-	if n, err := result.RowsAffected(); err != nil || n == 0 {
-		return err
+	err := w.queryRow(change, r.ID, u.ID).Scan(new(int))
+	if err == nil {
+		w.tell(Event{Kind: kind, Room: r, Author: u})
 	}
-	w.tell(Event{Kind: kind, Room: r, Author: u})
-	return nil
+	return instead(err, ErrNotFound, nil)
 }
 
 // Room returns the room that has, or had, that name, in any case, or ErrNotFound.
@@ -177,7 +176,7 @@ func (s *Store) CreatePrivateRoom(name string, creator User, others ...User) (Ro
 			return err
 		}
 		for _, u := range append(others, creator) {
-			if err := w.addMember(r, u); err != nil {
+			if err := w.changeMember(KindJoin, r, u); err != nil {
 				return err
 			}
 		}
@@ -216,10 +215,10 @@ func (s *Store) ChangeRoom(r Room, by User) error {
 			if other, err := w.roomByName(r.Name); err == nil && other.ID != r.ID {
 				return ErrTaken
 			}
-			if err := w.exec("INSERT INTO former_names (key, room) VALUES (?, ?)", foldName(old.Name), r.ID); err != nil {
-				return err
-			}
-			if err := w.exec("DELETE FROM former_names WHERE key = ?", foldName(r.Name)); err != nil {
+			err := w.exec(`
+				INSERT INTO former_names (key, room) VALUES (?1, ?2);
+				DELETE FROM former_names WHERE key = ?3`, foldName(old.Name), r.ID, foldName(r.Name))
+			if err != nil {
 				return err
 			}
 		}
@@ -248,14 +247,10 @@ func (w *writer) auditRoom(old, r Room, by User) error {
 	return nil
 }
 
-// AddMember and RemoveMember are for private rooms. They do nothing if it is so
-// already.
-func (s *Store) AddMember(r Room, u User) error {
-	return s.update(func(w *writer) error { return w.addMember(r, u) })
-}
-
-func (s *Store) RemoveMember(r Room, u User) error {
-	return s.update(func(w *writer) error { return w.removeMember(r, u) })
+// ChangeMember has u join (KindJoin) or leave (KindLeave) a private room. It does
+// nothing if it is so already.
+func (s *Store) ChangeMember(kind Kind, r Room, u User) error {
+	return s.update(func(w *writer) error { return w.changeMember(kind, r, u) })
 }
 
 // enter returns the room of that name, if v may see it. Who enters a public room
@@ -273,8 +268,8 @@ func (s *server) enter(r *http.Request, v visitor, name string) (Room, error) {
 	switch {
 	case err == nil && !s.hub.Sees(v.User, room), err != nil && (v.limited() || !v.may(scopePost)):
 		return Room{}, ErrNotFound
-	case !errors.Is(err, ErrNotFound):
-		return room, err
+	case err == nil:
+		return room, nil
 	}
 	key, creator := "rooms of user "+v.Name, v.User
 	if v.ID == 0 {
@@ -310,11 +305,11 @@ func (s *server) enterDirect(r *http.Request, v visitor, name string) (Room, err
 		return Room{}, ErrNotFound
 	}
 	other, _, err := s.store.UserByName(r.Context(), names[1-i])
+	if err == nil && (other.ID == v.ID || other.Role == RoleGuest) {
+		err = ErrNotFound
+	}
 	if err != nil {
 		return Room{}, err
-	}
-	if other.ID == v.ID || other.Role == RoleGuest {
-		return Room{}, ErrNotFound
 	}
 	return s.store.DirectRoom(v.User, other)
 }
@@ -330,13 +325,13 @@ func (s *server) handleCreateRoom(w http.ResponseWriter, r *http.Request, v visi
 
 func (s *server) createPrivate(r *http.Request, v visitor) (Room, error) {
 	name, err := roomName(r.PostFormValue("private"))
+	if err == nil && v.Role == RoleGuest {
+		err = ErrForbidden
+	}
+	if err == nil {
+		err = s.posts.check("rooms of user " + v.Name)
+	}
 	if err != nil {
-		return Room{}, err
-	}
-	if v.Role == RoleGuest {
-		return Room{}, ErrForbidden
-	}
-	if err := s.posts.check("rooms of user " + v.Name); err != nil {
 		return Room{}, err
 	}
 	room, err := s.store.CreatePrivateRoom(name, v.User)
@@ -348,7 +343,7 @@ func (s *server) createPrivate(r *http.Request, v visitor) (Room, error) {
 // streams what is said there.
 func (s *server) handleRoom(w http.ResponseWriter, r *http.Request, v visitor, room Room) error {
 	if room.Name != r.PathValue("room") {
-		return s.redirect(w, r, roomPath(room.Name)+query(r))
+		return s.redirect(w, r, strings.TrimSuffix(roomPath(room.Name)+"?"+r.URL.RawQuery, "?"))
 	}
 	if t, given := momentOf(r); given {
 		return s.jump(w, r, room, t)
@@ -362,13 +357,6 @@ func (s *server) handleRoom(w http.ResponseWriter, r *http.Request, v visitor, r
 		return s.sendMissed(w, r, v, room)
 	}
 	return s.sendHistory(w, r, room)
-}
-
-func query(r *http.Request) string {
-	if r.URL.RawQuery == "" {
-		return ""
-	}
-	return "?" + r.URL.RawQuery
 }
 
 func (s *server) showRoom(w http.ResponseWriter, r *http.Request, v visitor, room Room, status int, p page) error {
@@ -402,16 +390,10 @@ func (s *server) showRoom(w http.ResponseWriter, r *http.Request, v visitor, roo
 // before them and the after= of the one that follows, 0 if there is none.
 func (s *server) page(r *http.Request, room Room) (events []Event, older, newer int64, err error) {
 	ctx := r.Context()
-	after, follows, err := numberOf(r, "after")
-	if err != nil {
-		return nil, 0, 0, err
-	}
-	before, _, err := numberOf(r, "before")
-	if err != nil {
-		return nil, 0, 0, err
-	}
-	at, given, err := numberOf(r, "at")
-	if err == nil && given {
+	after, follows, wrongAfter := numberOf(r, "after")
+	before, _, wrongBefore := numberOf(r, "before")
+	at, given, wrongAt := numberOf(r, "at")
+	if err = cmp.Or(wrongAfter, wrongBefore, wrongAt); err == nil && given {
 		before, err = s.store.Around(ctx, room.ID, at, historyPage/2)
 	}
 	switch {
@@ -455,43 +437,19 @@ func (s *server) handleAbout(w http.ResponseWriter, r *http.Request, v visitor, 
 }
 
 func (s *server) showAbout(w http.ResponseWriter, r *http.Request, v visitor, room Room, wrong error, p page) error {
-	status, err := s.blame(r, v, wrong, &p)
-	if err != nil {
+	about, ctx := aboutRoom{Room: room, Direct: room.direct(), Manage: room.managedBy(v.User), Push: defaultPush}, r.Context()
+	var noMembers, noTokens, noPushes, noLevel error
+	about.Members, noMembers = s.store.Members(ctx, room.ID)
+	about.Pushes, noPushes = s.store.Pushes(ctx, room.ID)
+	about.Notify, noLevel = s.store.Level(ctx, v.User, room)
+	if about.Manage {
+		p.Tokens, noTokens = s.store.Tokens(ctx, "u.bot AND r.id = ?2", room.ID)
+	}
+	if err := cmp.Or(noMembers, noTokens, noPushes, noLevel); err != nil {
 		return err
 	}
-	members, err := s.store.Members(r.Context(), room.ID)
-	if err != nil {
-		return err
-	}
-	manage, err := s.mayManage(r.Context(), v.User, room)
-	if err != nil {
-		return err
-	}
-	if manage {
-		if p.Tokens, err = s.store.Tokens(r.Context(), "u.bot AND r.id = ?2", room.ID); err != nil {
-			return err
-		}
-	}
-	pushes, err := s.store.Pushes(r.Context(), room.ID)
-	if err != nil {
-		return err
-	}
-	level, err := s.store.Level(r.Context(), v.User, room)
-	if err != nil {
-		return err
-	}
-	p.About = &aboutRoom{room, room.direct(), members, manage, level, pushes, defaultPush}
-	return s.render(w, r, v, status, "about.html", p)
-}
-
-// mayManage: who made a room, and administrators who see it.
-func (s *server) mayManage(ctx context.Context, u User, room Room) (bool, error) {
-	if u.Role == RoleGuest || room.direct() {
-		return false, nil
-	}
-	var creator int64
-	err := s.store.queryRow(ctx, "SELECT creator FROM rooms WHERE id = ?", room.ID).Scan(&creator)
-	return u.Role == RoleAdmin || creator == u.ID, err
+	p.About = &about
+	return s.show(w, r, v, wrong, "about.html", p)
 }
 
 func (s *server) handleChangeRoom(w http.ResponseWriter, r *http.Request, v visitor, room Room) error {
@@ -506,16 +464,12 @@ func (s *server) handleChangeRoom(w http.ResponseWriter, r *http.Request, v visi
 }
 
 // changeRoom does what the form asks for and returns the room as it is then.
-func (s *server) changeRoom(r *http.Request, v visitor, room Room) (Room, error) {
-	manage, err := s.mayManage(r.Context(), v.User, room)
-	if err != nil {
-		return room, err
-	}
+func (s *server) changeRoom(r *http.Request, v visitor, room Room) (_ Room, err error) {
 	action, changed := r.PostFormValue("action"), room
 	switch {
 	case action == "notify":
 		return room, s.setLevel(r, v.User, room)
-	case v.Role == RoleGuest, !manage && slices.Contains([]string{"rename", "archive", "restore", "remove", "keep"}, action), room.direct() && action != "topic":
+	case v.Role == RoleGuest, !room.managedBy(v.User) && slices.Contains([]string{"rename", "archive", "restore", "remove", "keep"}, action), room.direct() && action != "topic":
 		return room, ErrForbidden
 	case action == "topic":
 		changed.Topic = strings.TrimSpace(r.PostFormValue("topic"))
@@ -533,9 +487,11 @@ func (s *server) changeRoom(r *http.Request, v visitor, room Room) (Room, error)
 			return room, err
 		}
 	case action == "leave" && room.Private:
-		return room, s.store.RemoveMember(room, v.User)
-	case (action == "add" || action == "remove") && room.Private:
-		return room, s.changeMember(r, room, action == "add")
+		return room, s.store.ChangeMember(KindLeave, room, v.User)
+	case action == "add" && room.Private:
+		return room, s.changeMember(r, KindJoin, room)
+	case action == "remove" && room.Private:
+		return room, s.changeMember(r, KindLeave, room)
 	default:
 		return room, refuse(http.StatusBadRequest, "bad_request")
 	}
@@ -558,17 +514,15 @@ func (s *server) setLevel(r *http.Request, u User, room Room) error {
 	return s.store.SetLevel(u, room, level)
 }
 
-func (s *server) changeMember(r *http.Request, room Room, add bool) error {
+func (s *server) changeMember(r *http.Request, kind Kind, room Room) error {
 	u, _, err := s.store.UserByName(r.Context(), r.PostFormValue("member"))
-	switch {
-	case errors.Is(err, ErrNotFound), err == nil && u.Role == RoleGuest:
-		return refuse(http.StatusNotFound, "no_user")
-	case err != nil:
-		return err
-	case add:
-		return s.store.AddMember(room, u)
+	if err == nil && u.Role == RoleGuest {
+		err = ErrNotFound
 	}
-	return s.store.RemoveMember(room, u)
+	if err != nil {
+		return instead(err, ErrNotFound, refuse(http.StatusNotFound, "no_user"))
+	}
+	return s.store.ChangeMember(kind, room, u)
 }
 
 func roomPath(name string) string { return "/chat/" + url.PathEscape(name) + "/" }

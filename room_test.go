@@ -33,7 +33,7 @@ func TestLeaveWhilePublishing(t *testing.T) {
 				})
 			}
 			all.Go(func() {
-				if err := s.store.RemoveMember(room, bob); err != nil {
+				if err := s.store.ChangeMember(KindLeave, room, bob); err != nil {
 					t.Error(err)
 				}
 				if _, err := s.store.AppendWait(Event{Kind: KindMessage, Room: room, Author: ann, Body: "without bob"}); err != nil {
@@ -69,7 +69,7 @@ func TestConfined(t *testing.T) {
 		lobby, other := s.room("lobby"), s.room("other")
 		guest := s.user("guest")
 		guest.Confined = true
-		if err := s.store.AddMember(lobby, guest); err != nil {
+		if err := s.store.ChangeMember(KindJoin, lobby, guest); err != nil {
 			t.Fatal(err)
 		}
 		if !s.hub.Sees(guest, lobby) || s.hub.Sees(guest, other) {

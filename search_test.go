@@ -248,7 +248,7 @@ func TestSearchLeaks(t *testing.T) {
 			check("admin", "secret", 3)
 			s.index()
 		}
-		if err := s.store.RemoveMember(bob, s.user("member")); err != nil {
+		if err := s.store.ChangeMember(KindLeave, bob, s.user("member")); err != nil {
 			t.Fatal(err)
 		}
 		check("member", "plan", 1)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -30,7 +29,7 @@ type Session struct {
 }
 
 // ID is what others than the owner may know of a session.
-func (s Session) ID() string { return hex.EncodeToString(s.Hash[:8]) }
+func (s Session) ID() string { return hex.EncodeToString(s.Hash[:min(8, len(s.Hash))]) }
 
 // Browser and System name what is behind a User-Agent, "" if they do not know it.
 func (s Session) Browser() string { return known(s.Agent, browsers) }
@@ -86,7 +85,7 @@ func hashToken(token string) []byte {
 }
 
 // checkStill fails if v is not who sends r any more. A socket that is in the hub
-// and passes cannot be missed by the Drop of a sign-out that comes later.
+// and passes cannot be missed by the dropEnded of a sign-out that comes later.
 func (s *server) checkStill(r *http.Request, v visitor) error {
 	now, err := s.visitor(r)
 	if err == nil && now.ID != v.ID {
@@ -95,54 +94,36 @@ func (s *server) checkStill(r *http.Request, v visitor) error {
 	return err
 }
 
-// dropOthers closes the user's sockets, but not those of the visitor's own session.
-func (s *server) dropOthers(v visitor) {
-	s.hub.Drop(func(m *member) bool { return m.user.ID == v.ID && !bytes.Equal(m.session, v.session) })
-}
-
-// showAccount shows the account page after something was tried there: with what
-// went wrong, or else with the text of the key notice, if any.
-func (s *server) showAccount(w http.ResponseWriter, r *http.Request, v visitor, tried error, notice string) error {
-	return s.fillAccount(w, r, v, tried, page{Notice: s.words[v.language(r)].text(notice)})
-}
-
-// fillAccount is showAccount for a page that has more to say.
-func (s *server) fillAccount(w http.ResponseWriter, r *http.Request, v visitor, tried error, p page) error {
-	sessions, err := s.store.Sessions(r.Context(), v.User)
-	if err != nil {
+// showAccount shows the account page after something was tried there.
+func (s *server) showAccount(w http.ResponseWriter, r *http.Request, v visitor, tried error, p page) (err error) {
+	if p.Sessions, err = s.store.Sessions(r.Context(), v.User); err != nil {
 		return err
 	}
-	p.Sessions = sessions
 	if p.Tokens, err = s.store.Tokens(r.Context(), "t.user = ?2", v.ID); err != nil {
 		return err
 	}
-	if v.session != nil {
-		p.Session = Session{Hash: v.session}.ID()
-	}
-	if tried != nil {
-		p.Notice = ""
-	}
+	p.Session = Session{Hash: v.session}.ID()
 	return s.show(w, r, v, tried, "account.html", p)
 }
 
 // handleSessions signs out the session with the id in the form, or, with all=1,
 // all but this one. Their sockets go at once.
 func (s *server) handleSessions(w http.ResponseWriter, r *http.Request, v visitor) error {
+	id, own, notice := r.PostFormValue("id"), Session{Hash: v.session}.ID(), "session.ended"
+	var err error
 	if r.PostFormValue("all") == "1" {
-		err := s.store.DeleteOtherSessions(v.User, v.session)
-		if err == nil {
-			s.dropOthers(v)
-		}
-		return s.showAccount(w, r, v, err, "session.ended_others")
+		id, notice = "", "session.ended_others"
+		err = s.store.DeleteOtherSessions(v.User, own)
+	} else {
+		err = s.store.DeleteSession(v.User, id)
 	}
-	hash, err := s.store.DeleteSessionByID(v.User, r.PostFormValue("id"))
 	if err == nil {
-		s.hub.Drop(func(m *member) bool { return bytes.Equal(m.session, hash) })
+		err = s.dropEnded(v.ID)
 	}
-	if err == nil && bytes.Equal(hash, v.session) {
+	if err == nil && id != "" && id == own {
 		return s.redirect(w, r, "/login/")
 	}
-	return s.showAccount(w, r, v, err, "session.ended")
+	return s.showAccount(w, r, v, err, page{Notice: notice})
 }
 
 func (s *server) handleSettings(w http.ResponseWriter, r *http.Request, v visitor) error {
@@ -154,7 +135,7 @@ func (s *server) handleSettings(w http.ResponseWriter, r *http.Request, v visito
 	if err == nil {
 		v.Language, v.Notify = lang, notify
 	}
-	return s.showAccount(w, r, v, err, "settings.saved")
+	return s.showAccount(w, r, v, err, page{Notice: "settings.saved"})
 }
 
 // SetSettings sets the language, "" for that of the browser, and one of notifyLevels.
@@ -168,11 +149,10 @@ func (s *Store) SetSettings(u User, language, notify string) error {
 func (s *Store) CreateSession(u User, hash []byte, agent, address string) error {
 	agent = strings.ToValidUTF8(agent[:min(len(agent), maxAgent)], "")
 	return s.update(func(w *writer) error {
-		if err := w.exec("DELETE FROM sessions WHERE seen < ?", w.now.Add(-sessionLife).UnixMilli()); err != nil {
-			return err
-		}
-		return w.exec("INSERT INTO sessions (hash, user, seen, created, agent, address) VALUES (?1, ?2, ?3, ?3, ?4, ?5)",
-			hash, u.ID, w.now.UnixMilli(), agent, address)
+		return w.exec(`
+			DELETE FROM sessions WHERE seen < ?6;
+			INSERT INTO sessions (hash, user, seen, created, agent, address) VALUES (?1, ?2, ?3, ?3, ?4, ?5)`,
+			hash, u.ID, w.now.UnixMilli(), agent, address, w.now.Add(-sessionLife).UnixMilli())
 	})
 }
 
@@ -213,24 +193,20 @@ func (s *Store) SignedInFrom(ctx context.Context, name, address string) (yes boo
 	return yes, err
 }
 
-func (s *Store) DeleteSession(hash []byte) error {
-	return s.update(func(w *writer) error { return w.exec("DELETE FROM sessions WHERE hash = ?", hash) })
-}
+// idColumn is Session.ID of a row of sessions.
+const idColumn = "lower(hex(substr(hash, 1, 8)))"
 
-// DeleteSessionByID returns the hash of the session of the user with that ID that
-// it has ended, or ErrNotFound.
-func (s *Store) DeleteSessionByID(u User, id string) (hash []byte, err error) {
-	err = s.update(func(w *writer) error {
-		return w.queryRow("DELETE FROM sessions WHERE user = ? AND lower(hex(substr(hash, 1, 8))) = ? RETURNING hash", u.ID, id).Scan(&hash)
+// DeleteSession ends the session of the user with that ID. It fails with ErrNotFound
+// if there is none.
+func (s *Store) DeleteSession(u User, id string) error {
+	return s.update(func(w *writer) error {
+		return w.queryRow("DELETE FROM sessions WHERE user = ? AND "+idColumn+" = ? RETURNING 1", u.ID, id).Scan(new(int))
 	})
-	return hash, err
 }
 
 // DeleteOtherSessions ends the user's sessions but the one to keep.
-func (s *Store) DeleteOtherSessions(u User, keep []byte) error {
-	return s.update(func(w *writer) error { return w.deleteOtherSessions(u, keep) })
-}
-
-func (w *writer) deleteOtherSessions(u User, keep []byte) error {
-	return w.exec("DELETE FROM sessions WHERE user = ? AND hash IS NOT ?", u.ID, keep)
+func (s *Store) DeleteOtherSessions(u User, keep string) error {
+	return s.update(func(w *writer) error {
+		return w.exec("DELETE FROM sessions WHERE user = ? AND "+idColumn+" != ?", u.ID, keep)
+	})
 }

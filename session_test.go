@@ -91,7 +91,7 @@ func TestSignOutWhileOpening(t *testing.T) {
 		s := newTestServer(t, dir, false)
 		cookie := s.session("ann")
 		s.http.Handler = s.handler(func(w http.ResponseWriter, r *http.Request, v visitor) error {
-			if err := s.store.DeleteSession(v.session); err != nil {
+			if err := s.store.DeleteSession(v.User, Session{Hash: v.session}.ID()); err != nil {
 				return err
 			}
 			s.hub.Drop(func(*member) bool { return true })

@@ -433,7 +433,8 @@ func sqliteCode(err error) int {
 }
 
 // exec and queryRow take no context: a transaction is never given up half-way,
-// and a context that can end costs half as much again per row.
+// and a context that can end costs half as much again per row. exec takes several
+// statements too, if their parameters are numbered, and stops at the first that fails.
 func (w *writer) exec(query string, args ...any) error {
 	_, err := w.conn.ExecContext(context.Background(), query, args...)
 	return err

@@ -141,7 +141,7 @@ func (w *writer) tokenRoom(t Token, u User) (room Room, err error) {
 	case u.Bot && room.direct():
 		err = ErrForbidden
 	case u.Bot && room.Private:
-		err = w.addMember(room, u)
+		err = w.changeMember(KindJoin, room, u)
 	}
 	return room, cmp.Or(err, w.checkRoom(&Event{Room: room, Author: u}))
 }
@@ -247,19 +247,16 @@ func (s *server) handleTokens(w http.ResponseWriter, r *http.Request, v visitor)
 	if err != nil {
 		p.Form = formOf(r, "label", "scope", "room", "days")
 	}
-	return s.fillAccount(w, r, v, err, p)
+	return s.showAccount(w, r, v, err, p)
 }
 
 // handleBots makes or revokes a token of a bot for a room.
 func (s *server) handleBots(w http.ResponseWriter, r *http.Request, v visitor, room Room) error {
-	manage, err := s.mayManage(r.Context(), v.User, room)
-	if err == nil && !manage {
-		err = ErrForbidden
-	}
-	if err != nil {
-		return err
+	if !room.managedBy(v.User) {
+		return ErrForbidden
 	}
 	var p page
+	var err error
 	p.Made, err = s.changeTokens(r, v, Token{Bot: true, Room: room.Name}, room)
 	if err != nil {
 		p.Form = formOf(r, "username", "label", "scope", "days")

@@ -31,7 +31,7 @@ func (s *server) watchOthers(ctx context.Context) {
 		}
 		version, err := s.followOthers(seen)
 		if err == nil && version != seen {
-			err = s.dropEnded()
+			err = s.dropEnded(0)
 		}
 		if err != nil {
 			s.complain(ctx, problemOf(err), "watch", "err", err)
@@ -60,10 +60,13 @@ func (s *server) followOthers(seen int64) (version int64, err error) {
 	return version, err
 }
 
-// dropEnded closes the sockets of those who may not come in any more.
-func (s *server) dropEnded() error {
+// dropEnded closes the sockets of a user, or with 0 of all, that may not come in any more.
+func (s *server) dropEnded(user int64) error {
 	ended := make(map[grant]bool)
 	for c := range s.hub.Grants() {
+		if user != 0 && c.user != user {
+			continue
+		}
 		works, err := s.store.works(c)
 		if err != nil {
 			return err
