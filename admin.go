@@ -252,22 +252,19 @@ func (s *Store) ChangeUser(admin User, id int64, action string, role Role) (u Us
 // administrator may see. What is empty does not matter.
 func (s *server) handleMessages(w http.ResponseWriter, r *http.Request, v visitor) error {
 	form := formOf(r, "room", "author", "from", "to", "text", "before")
-	since, _, isDate := parseDate(cmp.Or(form["from"], "0001-01-01"))
-	_, until, areDates := parseDate(cmp.Or(form["to"], "9999-12-31"))
+	since, isDate := parseTime(cmp.Or(form["from"], "0001-01-01"))
+	until, areDates := parseTime(cmp.Or(form["to"], "9999-12-30"))
 	before, _, err := numberOf(r, "before")
 	if err != nil || !isDate || !areDates || len(form["text"]) > maxSearch {
 		return refuse(http.StatusBadRequest, "bad_request")
 	}
-	found, more, err := s.store.events(r.Context(), `
+	found, more, err := s.store.events(r.Context(), historyPage, `
 		WHERE l.id < ?1 AND l.kind = 'message' AND (?2 = '' OR r.key = ?2) AND (?3 = '' OR u.key = ?3)
 			AND l.time >= ?4 AND l.time < ?5 AND coalesce(l.body, '') LIKE ?6 ESCAPE '\' AND `+v.sees()+`
-		ORDER BY l.id DESC LIMIT ?7`, before, foldName(strings.TrimSpace(form["room"])), foldName(strings.TrimSpace(form["author"])),
-		since.UnixMilli(), until.UnixMilli(), containing(form["text"]), historyPage+1)
+		ORDER BY l.id DESC`, before, foldName(strings.TrimSpace(form["room"])), foldName(strings.TrimSpace(form["author"])),
+		since.UnixMilli(), until.AddDate(0, 0, 1).UnixMilli(), containing(form["text"]))
 	if err != nil {
 		return err
-	}
-	if len(found) > historyPage {
-		found, more = found[:historyPage], true
 	}
 	p := page{Form: form, Admin: &adminPage{Messages: found, Here: withQuery("/admin/messages/", form)}}
 	if more {

@@ -210,7 +210,7 @@ func makeData(ctx context.Context, command string, args []string, stdout io.Writ
 		return err
 	}
 	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), "lock.db") && e.Name() != "chatd.db.part" { // what one that was killed leaves
+		if !strings.HasPrefix(e.Name(), "lock") && e.Name() != "chatd.db.part" { // what one that was killed leaves
 			return fmt.Errorf("%s has to be empty, and has %s in it", *data, e.Name())
 		}
 	}

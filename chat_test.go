@@ -179,8 +179,7 @@ type testServer struct {
 	http     *http.Server
 	listener *memoryListener
 	closed   bool
-	stopPush func()
-	stopKeep func()
+	stop     func()                         // ends what is in the background
 	gate     atomic.Pointer[chan struct{}]  // what is committed is not published before it is closed
 	hooked   atomic.Pointer[memoryListener] // what webhooks call
 }
@@ -213,7 +212,7 @@ func newTestServer(t *testing.T, dir string, guests bool) *testServer {
 	ts.version = "test" // transcripts tell it
 	ts.http = ts.httpServer()
 	go ts.http.Serve(ts.listener)
-	ts.stopPush, ts.stopKeep = ts.pushes.start(), ts.keeper.start()
+	ts.stop = inBackground(ts.pushes.run, ts.keeper.keep, ts.keeper.wipeDeleted, store.keepIndexed)
 	t.Cleanup(ts.close)
 	real := ts.hooks.client.Transport.(*http.Transport)
 	ts.hooks.client.Transport = &http.Transport{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -235,8 +234,7 @@ func (s *testServer) close() {
 	}
 	s.closed = true
 	s.http.Close()
-	s.stopPush()
-	s.stopKeep()
+	s.stop()
 	s.hooks.close()
 	s.hub.Close()
 	if err := s.store.Close(); err != nil {

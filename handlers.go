@@ -41,16 +41,12 @@ type server struct {
 	hooks  *hooks
 	keeper *keeper
 
-	data          string         // directory
+	config                       // what the flags say
 	public        string         // URL, "" for that of the listener
 	base          string         // path that everything lives under, without final slash
 	secure        bool           // the public URL is https
-	guests        bool           // visitors without an account may use public rooms
-	register      bool           // visitors may make themselves an account
 	setUpToken    string         // makes the first administrator; "" when there is one
 	trusted       []netip.Prefix // proxies whose X-Forwarded-For is believed
-	authHeader    string         // in which those say who the visitor is; "": in none
-	authCreate    bool           // whom they name and nobody knows is made a member
 	socketOrigins *http.CrossOriginProtection
 
 	hashSlots     chan struct{} // taken while a password is hashed
@@ -254,7 +250,7 @@ func (s *server) complain(ctx context.Context, p *problem, what string, args ...
 
 // sentence puts a problem into words, and counts it: who is refused is told so.
 func (s *server) sentence(lang string, p *problem) string {
-	s.refused.add(p.code)
+	s.refused.add("code=%q", p.code)
 	return s.words[lang].text("error."+p.code, p.args...)
 }
 

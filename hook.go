@@ -247,7 +247,7 @@ func (h *hooks) advance(id int64) (due <-chan time.Time, err error) {
 	if k.Mention {
 		limit = replayPage
 	}
-	page, _, err := h.store.events(h.ctx, "JOIN hooks h ON h.id = ? WHERE "+hookHears+" ORDER BY l.id LIMIT ?", id, limit)
+	page, _, err := h.store.events(h.ctx, limit, "JOIN hooks h ON h.id = ? WHERE "+hookHears+" ORDER BY l.id", id)
 	if err != nil || len(page) == 0 {
 		return nil, err
 	}
@@ -273,11 +273,11 @@ func (h *hooks) deliver(k Hook, e Event) error {
 	}
 	switch {
 	case status == 0:
-		h.outcomes.add("unanswered")
+		h.outcomes.add("outcome=%q", "unanswered")
 	case status/100 == 2:
-		h.outcomes.add("delivered")
+		h.outcomes.add("outcome=%q", "delivered")
 	default:
-		h.outcomes.add("refused")
+		h.outcomes.add("outcome=%q", "refused")
 	}
 	d := Delivery{Took: time.Since(began).Milliseconds(), Status: status}
 	if err != nil {

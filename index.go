@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -9,61 +10,45 @@ import (
 	"unicode/utf8"
 )
 
-// Messages are found by an index, which the writer brings up to date when it has
-// nothing else to do. What it has not reached yet is the tail, which is read through:
-// so everything that is on disk is found, however new.
+// Messages are found by an index, which is brought up to date behind the log, and before
+// each search: so everything that is on disk is found, however new.
 
 const (
-	indexDelay = time.Second // from a message until it is indexed, so that several are at once
+	indexDelay = time.Second // between two looks at the log, so that several messages are indexed at once
 	indexRows  = 128         // of the log, that are indexed at once: about 2 ms
 	indexBytes = 16 << 10    // of text, likewise
 	indexPause = 9           // while others wait for the writer, this many times as long as it took
 	purgePages = 64          // of the index, written anew at once
-	indexHelp  = 8           // as often for a search that waits
 )
 
-// next waits for somebody's job. If nobody has one, it is that of the index.
-func (s *Store) next(w *writer) (j *job, ok bool) {
-	select {
-	case j, ok = <-s.queue:
-		return j, ok
-	case <-w.indexDue:
+// keepIndexed brings the index up to date again and again, until ctx is done. While
+// messages come all the time it gets a tenth of the writer's.
+func (s *Store) keepIndexed(ctx context.Context) {
+	for pause(ctx, indexDelay) == nil {
+		s.catchUp(ctx, indexPause) // it may fail, as on a full disk
 	}
-	w.indexDue = nil
-	var upTo int64
-	return &job{
-		alone: true,
-		apply: func(w *writer, _ *Event) (err error) { upTo, err = w.index(); return err },
-		done: func(_ Event, err error) {
-			if err == nil {
-				w.indexed = upTo
-			}
-		},
-	}, true
 }
 
-// planIndex says when to go on with the index, after a commit that took so long.
-// While messages come all the time it gets a tenth of the writer's.
-func (s *Store) planIndex(w *writer, first *job, took time.Duration) {
-	if w.indexDue != nil || w.indexed >= w.last {
-		return
-	}
-	pause := indexDelay
-	if first.alone && first.err == nil {
-		pause = 0
-		if len(s.queue) > 0 {
-			pause = indexPause * took
+// catchUp brings the index up to date. In between it waits, while others wait for the
+// writer, the given number of times as long as it took.
+func (s *Store) catchUp(ctx context.Context, pauses time.Duration) error {
+	var last, upTo int64
+	err := s.queryRow(ctx, "SELECT (SELECT coalesce(max(id), 0) FROM log), id FROM indexed").Scan(&last, &upTo)
+	for err == nil && upTo < last {
+		began := time.Now()
+		err = s.update(func(w *writer) (err error) { upTo, err = w.index(); return err })
+		if err == nil && len(s.queue) > 0 {
+			err = pause(ctx, pauses*time.Since(began))
 		}
+		err = cmp.Or(err, ctx.Err())
 	}
-	w.indexDue = time.After(pause)
+	return err
 }
 
 // index takes the next rows of the log into the index, and returns the last one.
 func (w *writer) index() (upTo int64, err error) {
-	if err := w.queryRow("SELECT id FROM indexed").Scan(&upTo); err != nil {
-		return 0, err
-	}
-	rows, err := collect(context.Background(), w.conn, (*indexRow).columns, selectIndexRows+"WHERE l.id > ? ORDER BY l.id LIMIT ?", upTo, indexRows)
+	rows, err := collect(context.Background(), w.conn, (*indexRow).columns,
+		selectIndexRows+"WHERE l.id > (SELECT id FROM indexed) ORDER BY l.id LIMIT ?", indexRows)
 	if err != nil || len(rows) == 0 {
 		return w.last, err
 	}
@@ -75,10 +60,7 @@ func (w *writer) index() (upTo int64, err error) {
 		}
 	}
 	upTo = rows[len(rows)-1].id
-	if err := w.addToIndex(rows); err != nil {
-		return 0, err
-	}
-	return upTo, w.exec("UPDATE indexed SET id = ?", upTo)
+	return upTo, cmp.Or(w.addToIndex(rows), w.exec("UPDATE indexed SET id = ?", upTo))
 }
 
 // indexRow is what the index needs of a row of the log.
@@ -98,11 +80,6 @@ func (i *indexRow) columns() []any {
 }
 
 func (w *writer) addToIndex(rows []indexRow) error {
-	insert, err := w.conn.PrepareContext(context.Background(), "INSERT INTO search (rowid, text, pairs, tags) VALUES (?, ?, ?, ?)")
-	if err != nil {
-		return err
-	}
-	defer insert.Close()
 	for _, row := range rows {
 		if !row.message {
 			continue
@@ -111,7 +88,7 @@ func (w *writer) addToIndex(rows []indexRow) error {
 		if row.private {
 			mark = roomMark(row.room)
 		}
-		if _, err := insert.Exec(row.id, spaced(text, mark), pairs(text, mark), row.tags()); err != nil {
+		if _, err := w.words.Exec(row.id, spaced(text, mark), pairs(text, mark), row.tags()); err != nil {
 			return err
 		}
 	}
@@ -121,10 +98,9 @@ func (w *writer) addToIndex(rows []indexRow) error {
 // unindex takes messages out of the index, if they are there. The engine only notes that:
 // purge takes their words out of its pages.
 func (w *writer) unindex(ids ...int64) error {
-	if err := w.exec("DELETE FROM search WHERE rowid IN (SELECT value FROM json_each(?))", string(encodeJSON(ids))); err != nil {
-		return err
-	}
-	return w.exec("UPDATE indexed SET stale = stale + ?", len(ids))
+	return w.exec(`
+		DELETE FROM search WHERE rowid IN (SELECT value FROM json_each(?1));
+		UPDATE indexed SET stale = stale + ?2`, string(encodeJSON(ids)), len(ids))
 }
 
 // purge has the index written anew, in small steps, if there are words in it of what is
@@ -135,7 +111,7 @@ func (s *Store) purge(ctx context.Context) error {
 		return err
 	}
 	for pages, more := -purgePages, true; more; pages = purgePages { // a negative number begins it
-		if err := s.update(func(w *writer) error {
+		err := s.update(func(w *writer) error {
 			var before, after int64
 			err := w.queryRow("SELECT total_changes()").Scan(&before)
 			if err == nil {
@@ -146,19 +122,18 @@ func (s *Store) purge(ctx context.Context) error {
 			}
 			more = after-before > 1 // else there was nothing to do
 			return err
-		}); err != nil {
-			return err
+		})
+		if err == nil {
+			err = pause(ctx, keepPause)
 		}
-		select {
-		case <-time.After(keepPause):
-		case <-ctx.Done():
-			return ctx.Err()
+		if err != nil {
+			return err
 		}
 	}
 	return s.update(func(w *writer) error { return w.exec("UPDATE indexed SET stale = stale - ?", stale) })
 }
 
-// reindex does that too, and takes it in as it is now. One that is in the tail stays there.
+// reindex takes a message out, and in again as it is now if it was reached before.
 func (w *writer) reindex(id int64) error {
 	if err := w.unindex(id); err != nil {
 		return err
@@ -174,7 +149,7 @@ func (w *writer) reindex(id int64) error {
 // for words and, say, a room at once, and a common word is found fast in a quiet room.
 // They last: a room never becomes private, or public, and its number is not its name.
 func (i indexRow) tags() string {
-	tags := fmt.Sprintf("r%d u%d %s", i.room, i.author, i.time.UTC().Format("2006 200601 20060102"))
+	tags := fmt.Sprintf("r%d u%d %s", i.room, i.author, i.time.UTC().Format("2006 200601"))
 	if !i.private {
 		tags += " public"
 	}

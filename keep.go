@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -41,14 +40,6 @@ func newKeeper(store *Store, log *slog.Logger) *keeper {
 	return &keeper{store, log, make(chan struct{}, 1), make(chan struct{}, 1)}
 }
 
-// start begins to remove. stop ends that, and waits for it.
-func (k *keeper) start() (stop func()) {
-	ctx, cancel := context.WithCancel(context.Background())
-	var running sync.WaitGroup
-	running.Go(func() { k.run(ctx) })
-	return func() { cancel(); running.Wait() }
-}
-
 // nudge is told of what has been published. It never blocks.
 func (k *keeper) nudge(events []Event) {
 	for _, e := range events {
@@ -65,37 +56,36 @@ func poke(c chan struct{}) {
 	}
 }
 
-func (k *keeper) run(ctx context.Context) {
-	round, wipe := time.NewTimer(0), time.After(wipeAfter)
-	defer round.Stop()
-	for {
+// keep removes what is too old again and again, until ctx is done.
+func (k *keeper) keep(ctx context.Context) {
+	for ctx.Err() == nil {
+		removed, err := k.round(ctx)
+		if err == nil {
+			err = k.store.purge(ctx)
+		}
+		if err != nil && ctx.Err() == nil {
+			k.log.Error("remove old messages", "err", err)
+		}
+		if removed > 0 {
+			k.log.Info("old messages removed", "messages", removed)
+			poke(k.wipe)
+		}
 		select {
-		case <-ctx.Done():
-			return
 		case <-k.wake:
-			round.Reset(0)
-		case <-round.C:
-			removed, err := k.round(ctx)
-			if err == nil {
-				err = k.store.purge(ctx)
-			}
-			if err != nil && ctx.Err() == nil {
-				k.log.Error("remove old messages", "err", err)
-			}
-			if removed > 0 {
-				k.log.Info("old messages removed", "messages", removed)
-				wipe = time.After(wipeAfter)
-			}
-			round.Reset(keepEvery)
+		case <-time.After(keepEvery):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// wipeDeleted wipes what is deleted, until ctx is done. It begins with what was before.
+func (k *keeper) wipeDeleted(ctx context.Context) {
+	for pause(ctx, wipeAfter) == nil {
+		for k.store.wipe() != nil && pause(ctx, wipeAgain) == nil { // somebody reads something long, such as a backup
+		}
+		select {
 		case <-k.wipe:
-			if wipe == nil {
-				wipe = time.After(wipeAfter)
-			}
-		case <-wipe:
-			wipe = nil
-			if err := k.store.wipe(); err != nil { // somebody reads something long, such as a backup
-				wipe = time.After(wipeAgain)
-			}
+		case <-ctx.Done():
 		}
 	}
 }
@@ -131,18 +121,16 @@ func (s *Store) expire(ctx context.Context, r Room) (removed int, err error) {
 		if len(old) == 0 {
 			break
 		}
-		for more := true; more; {
-			if err := s.update(func(w *writer) error { more, err = w.remove(r, old); return err }); err != nil {
-				return removed, err
-			}
-			select {
-			case <-time.After(keepPause):
-			case <-ctx.Done():
-				return removed, ctx.Err()
-			}
+		var more bool
+		if err := s.update(func(w *writer) (err error) { more, err = w.remove(r, old); return err }); err != nil {
+			return removed, err
 		}
-		removed += len(old)
-		last = old[len(old)-1]
+		if !more {
+			removed, last = removed+len(old), old[len(old)-1]
+		}
+		if err := pause(ctx, keepPause); err != nil {
+			return removed, err
+		}
 	}
 	if removed == 0 {
 		return 0, nil
@@ -172,12 +160,8 @@ func (w *writer) remove(r Room, messages []int64) (more bool, err error) {
 	if err := w.unindex(messages...); err != nil {
 		return false, err
 	}
-	for _, table := range []string{"reactions WHERE message " + these, "deliveries WHERE event " + these + " OR reply " + these, "log WHERE id " + these} {
-		if err := w.exec("DELETE FROM "+table, ids); err != nil {
-			return false, err
-		}
-	}
-	return false, nil
+	return false, w.exec("DELETE FROM reactions WHERE message "+these+
+		"; DELETE FROM deliveries WHERE event "+these+" OR reply "+these+"; DELETE FROM log WHERE id "+these, ids)
 }
 
 // wipe empties the write-ahead log. It fails while others read what is in it.

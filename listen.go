@@ -92,14 +92,7 @@ func (s *server) watchdog(ctx context.Context) {
 	if pid := os.Getenv("WATCHDOG_PID"); err != nil || limit < 2 || pid != "" && pid != strconv.Itoa(os.Getpid()) {
 		return
 	}
-	tick := time.NewTicker(time.Duration(limit) * time.Microsecond / 2)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
+	for pause(ctx, time.Duration(limit)*time.Microsecond/3) == nil {
 		s.store.update(func(*writer) error { return nil }) // it may fail: on a full disk a restart is no help
 		s.notify("WATCHDOG=1")
 	}
@@ -118,11 +111,11 @@ func peerOf(r *http.Request) string {
 // urlFor is where the visitor finds us: -url, or else what a trusted proxy says, or
 // the request itself.
 func (s *server) urlFor(r *http.Request) string {
-	scheme, host := "http", r.Host
-	switch {
-	case s.public != "":
+	if s.public != "" {
 		return s.public
-	case s.trusts(peerOf(r)):
+	}
+	scheme, host := "http", r.Host
+	if s.trusts(peerOf(r)) {
 		host = cmp.Or(r.Header.Get("X-Forwarded-Host"), host)
 		if r.Header.Get("X-Forwarded-Proto") == "https" {
 			scheme = "https"

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"slices"
 	"strings"
@@ -108,10 +109,9 @@ func (w *writer) delete(e *Event) error {
 	if err := w.unindex(e.Target); err != nil {
 		return err
 	}
-	if err := w.exec("UPDATE log SET body = NULL, former = NULL WHERE id = ? OR target = ? AND kind != 'message' AND kind = 'edit'", e.Target, e.Target); err != nil {
-		return err
-	}
-	return w.exec("DELETE FROM reactions WHERE message = ?", e.Target)
+	return w.exec(`
+		UPDATE log SET body = NULL, former = NULL WHERE id = ?1 OR target = ?1 AND kind != 'message' AND kind = 'edit';
+		DELETE FROM reactions WHERE message = ?1`, e.Target)
 }
 
 // react is logged even if it was so already: else its retry could undo what
@@ -216,16 +216,16 @@ func (q quotation) Scan(value any) error {
 	return nil
 }
 
-// events returns what a query finds. It stops early, and says that there is more,
-// when the texts have more than pageBytes.
-func (s *Store) events(ctx context.Context, where string, args ...any) (events []Event, more bool, err error) {
-	rows, err := s.read.QueryContext(ctx, selectEvents+where, args...)
+// events returns what a query finds, limit at most. It stops early when the texts have
+// more than pageBytes, and says whether there is more.
+func (s *Store) events(ctx context.Context, limit int, where string, args ...any) (events []Event, more bool, err error) {
+	rows, err := s.read.QueryContext(ctx, fmt.Sprint(selectEvents, where, " LIMIT ", limit+1), args...)
 	if err != nil {
 		return nil, false, err
 	}
 	defer rows.Close()
 	for size := 0; rows.Next(); {
-		if size > pageBytes {
+		if size > pageBytes || len(events) == limit {
 			return events, true, nil
 		}
 		var e Event
@@ -243,26 +243,21 @@ func (s *Store) events(ctx context.Context, where string, args ...any) (events [
 const pageBytes = 64 << 10
 
 // Since returns events after the cursor that u may see, in their order, of one
-// room or, with room 0, of all, limit at most, and whether there may be more.
+// room or, with room 0, of all, limit at most, and whether there are more.
 // Every event of the log is there, however old; messages come with the text that
 // they have now.
 func (s *Store) Since(ctx context.Context, u User, room, cursor int64, limit int) (page []Event, more bool, err error) {
-	where := "WHERE l.id > ? AND "
-	args := []any{cursor, limit}
+	where := "WHERE l.id > ?1 AND "
 	if room != 0 {
-		where, args = "WHERE l.room = ? AND l.id > ? AND ", []any{room, cursor, limit}
+		where = "WHERE l.room = ?2 AND l.id > ?1 AND "
 	}
-	page, more, err = s.events(ctx, where+u.sees()+" ORDER BY l.id LIMIT ?", args...)
-	return page, more || len(page) == limit, err
+	return s.events(ctx, limit, where+u.sees()+" ORDER BY l.id", cursor, room)
 }
 
 // Page returns the newest messages of a room with ids below before, oldest first,
 // limit at most, and whether there are older ones.
 func (s *Store) Page(ctx context.Context, room, before int64, limit int) (page []Event, older bool, err error) {
-	page, older, err = s.events(ctx, "WHERE l.room = ? AND l.kind = 'message' AND l.id < ? ORDER BY l.id DESC LIMIT ?", room, before, limit+1)
-	if len(page) > limit {
-		page, older = page[:limit], true
-	}
+	page, older, err = s.events(ctx, limit, "WHERE l.room = ? AND l.kind = 'message' AND l.id < ? ORDER BY l.id DESC", room, before)
 	slices.Reverse(page)
 	return page, older, err
 }
@@ -270,7 +265,7 @@ func (s *Store) Page(ctx context.Context, room, before int64, limit int) (page [
 // PageAfter returns the oldest messages of a room with ids above after, oldest first, limit
 // at most.
 func (s *Store) PageAfter(ctx context.Context, room, after int64, limit int) (page []Event, err error) {
-	page, _, err = s.events(ctx, "WHERE l.room = ? AND l.kind = 'message' AND l.id > ? ORDER BY l.id LIMIT ?", room, after, limit)
+	page, _, err = s.events(ctx, limit, "WHERE l.room = ? AND l.kind = 'message' AND l.id > ? ORDER BY l.id", room, after)
 	return page, err
 }
 

@@ -3,9 +3,9 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/rand"
-	"database/sql"
 	"errors"
 	"flag"
 	"fmt"
@@ -268,8 +268,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) (err er
 	if err != nil {
 		return err
 	}
-	defer s.pushes.start()()
-	defer s.keeper.start()()
+	defer inBackground(s.pushes.run, s.keeper.keep, s.keeper.wipeDeleted, store.keepIndexed, s.watchOthers, s.watchdog)()
 	defer s.hooks.close()
 	if err := s.hooks.start(s.publicURL(listeners[0].Addr())); err != nil {
 		return err
@@ -288,32 +287,28 @@ func newLogger(format string, w io.Writer) (*slog.Logger, error) {
 }
 
 // lockData makes sure that one chatd serves a directory: another would not see
-// the first one's messages come. The lock is SQLite's own, so that it is the
-// same on every system and gone with the process.
+// the first one's messages come. The lock is gone with the process.
 func lockData(dir string) (unlock func() error, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	path := filepath.Join(dir, "lock.db")
-	db, err := sql.Open("sqlite", "file:"+path+"?_txlock=exclusive")
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s cannot be written to: %w", dir, err)
 	}
-	if _, err := db.Begin(); err != nil {
-		db.Close()
-		if sqliteCode(err) == 5 { // SQLITE_BUSY
-			return nil, fmt.Errorf("another chatd serves %s", dir)
-		}
-		return nil, explain(path, err)
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("another chatd serves %s", dir)
 	}
-	return db.Close, nil
+	return f.Close, nil
 }
 
 func newServer(c config, store *Store, hub *Hub, log *slog.Logger) (*server, error) {
 	log = slog.New(requestLog{log.Handler()})
 	s := &server{
-		store: store, hub: hub, log: log, pushes: &pusher{store, log, make(chan struct{}, 1)}, guests: c.guests, register: c.register,
-		authHeader: c.authHeader, authCreate: c.authCreate,
+		store: store, hub: hub, log: log, config: c, public: strings.TrimSuffix(c.url, "/"),
+		pushes:        &pusher{store, log, make(chan struct{}, 1)},
+		keeper:        newKeeper(store, log),
 		socketOrigins: http.NewCrossOriginProtection(),
 		hashSlots:     make(chan struct{}, runtime.NumCPU()),
 		logins:        newThrottle(loginBurst, loginPerSecond),
@@ -331,7 +326,6 @@ func newServer(c config, store *Store, hub *Hub, log *slog.Logger) (*server, err
 	if err != nil {
 		return nil, err
 	}
-	s.data, s.public = c.data, strings.TrimSuffix(c.url, "/")
 	s.base, s.secure = strings.TrimSuffix(public.Path, "/"), public.Scheme == "https"
 	if strings.ContainsAny(c.authHeader, " :=") {
 		return nil, fmt.Errorf("-auth-header: %q is not like Remote-User", c.authHeader)
@@ -344,7 +338,6 @@ func newServer(c config, store *Store, hub *Hub, log *slog.Logger) (*server, err
 		return nil, fmt.Errorf("-hook-allow: %w", err)
 	}
 	s.hooks = newHooks(store, log, allowed)
-	s.keeper = newKeeper(store, log)
 	for _, origin := range splitList(c.origins) {
 		if err := s.socketOrigins.AddTrustedOrigin(origin); err != nil {
 			return nil, fmt.Errorf("-origins: %w", err)
@@ -376,22 +369,34 @@ func parsePublic(public string) (*url.URL, error) {
 
 func parseNetworks(list string) (networks []netip.Prefix, err error) {
 	for _, network := range splitList(list) {
-		p, err := netip.ParsePrefix(network)
-		if err != nil {
-			return nil, err
-		}
-		networks = append(networks, p)
+		p, wrong := netip.ParsePrefix(network)
+		networks, err = append(networks, p), cmp.Or(err, wrong)
 	}
-	return networks, nil
+	return networks, err
 }
 
-func splitList(list string) (items []string) {
-	for item := range strings.SplitSeq(list, ",") {
-		if item = strings.TrimSpace(item); item != "" {
-			items = append(items, item)
-		}
+func splitList(list string) []string {
+	return strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
+}
+
+// inBackground runs each of fs until stop is called, which ends their context and waits for them.
+func inBackground(fs ...func(context.Context)) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	for _, f := range fs {
+		running.Go(func() { f(ctx) })
 	}
-	return items
+	return func() { cancel(); running.Wait() }
+}
+
+// pause waits, or fails as soon as ctx is done.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (s *server) httpServer() *http.Server {
@@ -414,12 +419,6 @@ func (s *server) serve(ctx context.Context, listeners []net.Listener, stderr io.
 		go func() { serving <- srv.Serve(l) }()
 		s.log.Info("listening", "addr", l.Addr().String(), "descriptors", descriptors(), "max-conns", s.hub.maxSockets)
 	}
-	watch, stop := context.WithCancel(ctx)
-	var watching sync.WaitGroup
-	watching.Go(func() { s.watchOthers(watch) })
-	watching.Go(func() { s.watchdog(watch) })
-	defer watching.Wait()
-	defer stop()
 	if s.setUpToken != "" {
 		fmt.Fprintf(stderr, "\nNobody looks after this chatd yet. To set it up, open\n\n    %s/setup?token=%s\n\n", s.publicURL(listeners[0].Addr()), s.setUpToken)
 	}
@@ -487,20 +486,18 @@ func user(args []string, stdin *os.File, stdout io.Writer) error {
 		return err
 	}
 	defer store.Close()
-	if words[0] == "passwd" {
-		var u User
-		if u, _, err = store.UserByName(context.Background(), name); err == nil && u.Bot {
-			err = ErrNotFound
-		}
-		if err == nil {
-			err = store.SetPassword(u, hashPassword(password), nil)
-		}
-	} else {
-		role := RoleMember
-		if *admin {
-			role = RoleAdmin
-		}
+	role := RoleMember
+	if *admin {
+		role = RoleAdmin
+	}
+	u, _, err := store.UserByName(context.Background(), name)
+	switch {
+	case words[0] == "add":
 		_, err = store.CreateUser(name, role, hashPassword(password))
+	case err == nil && u.Bot:
+		err = ErrNotFound
+	case err == nil:
+		err = store.SetPassword(u, hashPassword(password), nil)
 	}
 	if err != nil {
 		return fmt.Errorf("user %s: %w", name, err)

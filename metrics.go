@@ -5,9 +5,11 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
+	"math"
 	"net"
 	"net/http"
-	"net/http/pprof"
+	_ "net/http/pprof"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -28,35 +30,34 @@ const (
 	healthWait  = 2 * time.Second // a commit that takes longer is none
 )
 
-// counters are numbers that only grow, by the values of two labels or one.
+// counters are numbers that only grow, by labels as Prometheus writes them.
 type counters struct {
 	mu sync.Mutex // guards by
-	by map[[2]string]int64
+	by map[string]int64
 }
 
-func (c *counters) add(labels ...string) {
-	var key [2]string
-	copy(key[:], labels)
+func (c *counters) add(format string, values ...any) {
+	labels := fmt.Sprintf(format, values...)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.by == nil {
-		c.by = make(map[[2]string]int64)
+		c.by = make(map[string]int64)
 	}
-	c.by[key]++
+	c.by[labels]++
 }
 
 // Bounds of histograms.
 var (
-	secondsBounds = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5}
-	batchBounds   = []float64{1, 2, 4, 8, 16, 32, 64, 128, 256, maxBatch}
+	secondsBounds = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, math.Inf(1)}
+	batchBounds   = []float64{1, 2, 4, 8, 16, 32, 64, 128, 256, maxBatch, math.Inf(1)}
 )
 
 // histogram counts values by the first of its bounds, in rising order, that they do
 // not exceed.
 type histogram struct {
-	bounds []float64  // 15 at most
+	bounds []float64  // 16 at most
 	mu     sync.Mutex // guards the rest
-	counts [16]int64  // by bound; what exceeds the last comes after it
+	counts [16]int64
 	sum    float64
 }
 
@@ -75,30 +76,22 @@ func (x *exposition) head(name, kind, help string) {
 	fmt.Fprintf(x, "# HELP chatd_%s %s\n# TYPE chatd_%[1]s %[3]s\n", name, help, kind)
 }
 
-func (x *exposition) counter(name, help string, n int64) {
-	x.head(name, "counter", help)
-	fmt.Fprintf(x, "chatd_%s %d\n", name, n)
+func (x *exposition) number(name, help string, v any) {
+	kind := "gauge"
+	if strings.HasSuffix(name, "_total") {
+		kind = "counter"
+	}
+	x.head(name, kind, help)
+	fmt.Fprintf(x, "chatd_%s %v\n", name, v)
 }
 
-func (x *exposition) gauge(name, help string, v float64) {
-	x.head(name, "gauge", help)
-	fmt.Fprintf(x, "chatd_%s %g\n", name, v)
-}
-
-func (x *exposition) counters(name, help string, c *counters, labels ...string) {
+func (x *exposition) counters(name, help string, c *counters) {
 	x.head(name, "counter", help)
-	var lines []string
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for key, n := range c.by {
-		var pairs []string
-		for i, label := range labels {
-			pairs = append(pairs, fmt.Sprintf("%s=%q", label, key[i]))
-		}
-		lines = append(lines, fmt.Sprintf("chatd_%s{%s} %d\n", name, strings.Join(pairs, ","), n))
+	for _, labels := range slices.Sorted(maps.Keys(c.by)) {
+		fmt.Fprintf(x, "chatd_%s{%s} %d\n", name, labels, c.by[labels])
 	}
-	slices.Sort(lines)
-	x.WriteString(strings.Join(lines, ""))
 }
 
 func (x *exposition) histogram(name, help string, h *histogram) {
@@ -110,8 +103,7 @@ func (x *exposition) histogram(name, help string, h *histogram) {
 		total += h.counts[i]
 		fmt.Fprintf(x, "chatd_%s_bucket{le=\"%g\"} %d\n", name, bound, total)
 	}
-	total += h.counts[len(h.bounds)]
-	fmt.Fprintf(x, "chatd_%s_bucket{le=\"+Inf\"} %d\nchatd_%[1]s_sum %[3]g\nchatd_%[1]s_count %[2]d\n", name, total, h.sum)
+	fmt.Fprintf(x, "chatd_%s_sum %g\nchatd_%[1]s_count %[3]d\n", name, h.sum, total)
 }
 
 // handleMetrics is for administrators' programs. To all others nothing is there.
@@ -123,44 +115,34 @@ func (s *server) handleMetrics(w http.ResponseWriter, r *http.Request, v visitor
 }
 
 func (s *server) sendMetrics(w http.ResponseWriter, r *http.Request, _ visitor) error {
-	pushes, err := s.store.runningPushes(r.Context())
-	if err != nil {
-		return err
-	}
 	sockets, streams := s.hub.connections()
 	var memory runtime.MemStats
 	runtime.ReadMemStats(&memory)
 	var x exposition
-	x.counters("events_stored_total", "Events that were added to the log.", &s.store.stored, "kind")
-	x.counters("commits_total", "Transactions, by what came of them.", &s.store.commits, "result")
+	x.counters("events_stored_total", "Events that were added to the log.", &s.store.stored)
+	x.counters("commits_total", "Transactions, by what came of them.", &s.store.commits)
 	x.histogram("commit_batch_size", "Writes in a transaction.", &s.store.batchSize)
 	x.histogram("commit_duration_seconds", "Time of a transaction, up to its fsync.", &s.store.commitTime)
-	x.counter("deliveries_total", "Events, as frames, that were put into outboxes when they happened.", s.hub.deliveries.Load())
-	x.counter("sent_bytes_total", "Bytes written to sockets and streams.", s.hub.traffic.sent.Load())
-	x.counter("outbox_drops_total", "Sockets and streams that read too slowly and were told to come back (1013).", s.hub.traffic.drops.Load())
-	x.gauge("sockets", "WebSockets that are open.", float64(sockets))
-	x.gauge("streams", "HTTP streams that are open.", float64(streams))
-	x.counter("joins_total", "Sockets and streams that entered a room, or all.", s.hub.joins.Load())
-	x.counter("replays_total", "Of those, how many said what they had seen before.", s.replays.Load())
-	x.counter("replayed_events_total", "Events that they were sent from the log.", s.replayed.Load())
-	x.counters("refused_total", "Requests and frames that were refused, by the error's code.", &s.refused, "code")
-	x.counters("webhook_deliveries_total", "Tries to tell webhooks.", &s.hooks.outcomes, "outcome")
-	x.gauge("pushes_running", "Timed pushes that have not ended.", float64(pushes))
-	x.counters("http_requests_total", "Requests, by route and class of status.", &s.requests, "route", "class")
+	x.number("deliveries_total", "Events, as frames, that were put into outboxes when they happened.", s.hub.deliveries.Load())
+	x.number("sent_bytes_total", "Bytes written to sockets and streams.", s.hub.traffic.sent.Load())
+	x.number("outbox_drops_total", "Sockets and streams that read too slowly and were told to come back (1013).", s.hub.traffic.drops.Load())
+	x.number("sockets", "WebSockets that are open.", sockets)
+	x.number("streams", "HTTP streams that are open.", streams)
+	x.number("joins_total", "Sockets and streams that entered a room, or all.", s.hub.joins.Load())
+	x.number("replays_total", "Of those, how many said what they had seen before.", s.replays.Load())
+	x.number("replayed_events_total", "Events that they were sent from the log.", s.replayed.Load())
+	x.counters("refused_total", "Requests and frames that were refused, by the error's code.", &s.refused)
+	x.counters("webhook_deliveries_total", "Tries to tell webhooks.", &s.hooks.outcomes)
+	x.counters("http_requests_total", "Requests, by route and class of status.", &s.requests)
 	x.histogram("http_request_duration_seconds", "Time until a request was answered, or became a socket or stream.", &s.requestTime)
-	x.gauge("goroutines", "Goroutines.", float64(runtime.NumGoroutine()))
-	x.gauge("memory_bytes", "Memory that the Go runtime has from the system.", float64(memory.Sys-memory.HeapReleased))
-	x.gauge("start_time_seconds", "When the process started, in Unix time.", float64(start.UnixMilli())/1000)
-	x.gauge("database_bytes", "Size of the database without its write-ahead log.", float64(fileSize(s.store.dir, "chatd.db")))
-	x.gauge("wal_bytes", "Size of the write-ahead log.", float64(fileSize(s.store.dir, "chatd.db-wal")))
+	x.number("goroutines", "Goroutines.", runtime.NumGoroutine())
+	x.number("memory_bytes", "Memory that the Go runtime has from the system.", memory.Sys-memory.HeapReleased)
+	x.number("start_time_seconds", "When the process started, in Unix time.", float64(start.UnixMilli())/1000)
+	x.number("database_bytes", "Size of the database without its write-ahead log.", fileSize(s.store.dir, "chatd.db"))
+	x.number("wal_bytes", "Size of the write-ahead log.", fileSize(s.store.dir, "chatd.db-wal"))
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 	w.Write(x.Bytes())
 	return nil
-}
-
-func (s *Store) runningPushes(ctx context.Context) (n int, err error) {
-	err = s.queryRow(ctx, "SELECT count(*) FROM pushes WHERE ended IS NULL").Scan(&n)
-	return n, err
 }
 
 // connections returns how many sockets and streams are open.
@@ -267,21 +249,16 @@ func (s *Store) probe() error {
 	})
 }
 
-// handleHealth needs no visitor. Programs on this machine and administrators get more.
+// handleHealth needs no visitor. Programs on this machine, that is not proxies on it, and
+// administrators get more.
 func (s *server) handleHealth(w http.ResponseWriter, r *http.Request) {
-	more := s.isLocal(r)
+	peer, err := netip.ParseAddr(peerOf(r))
+	more := err == nil && peer.Unmap().IsLoopback() && r.Header.Get("X-Forwarded-For") == ""
 	if !more {
 		v, err := s.visitor(r)
 		more = err == nil && v.Role == RoleAdmin
 	}
 	s.sendHealth(w, more)
-}
-
-// isLocal reports whether a request comes from this very machine, and not through a
-// proxy on it.
-func (s *server) isLocal(r *http.Request) bool {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	return err == nil && peer.Addr().Unmap().IsLoopback() && s.trusts(peer.Addr().String()) && r.Header.Get("X-Forwarded-For") == ""
 }
 
 func (s *server) sendHealth(w http.ResponseWriter, more bool) {
@@ -322,10 +299,6 @@ func (s *server) debugRoutes() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", s.handler(s.sendMetrics))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { s.sendHealth(w, true) })
-	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
-	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
-	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	mux.Handle("GET /debug/pprof/", http.DefaultServeMux) // where package pprof puts them
 	return mux
 }

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 	"unicode/utf8"
 )
@@ -54,14 +53,7 @@ type pusher struct {
 	wake  chan struct{} // a push was started; nobody waits to say so
 }
 
-// start begins to push. stop ends that, and waits for it.
-func (p *pusher) start() (stop func()) {
-	ctx, cancel := context.WithCancel(context.Background())
-	var running sync.WaitGroup
-	running.Go(func() { p.run(ctx) })
-	return func() { cancel(); running.Wait() }
-}
-
+// run pushes until ctx is done.
 func (p *pusher) run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -309,10 +301,7 @@ func (s *server) startPush(r *http.Request, v visitor, room Room) (p Push, err e
 	if p.ID, err = s.store.StartPush(room, v.User, p.Text, every, p.Times); err != nil {
 		return p, err
 	}
-	select {
-	case s.pushes.wake <- struct{}{}:
-	default:
-	}
+	poke(s.pushes.wake)
 	return p, nil
 }
 

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"modernc.org/sqlite"
@@ -130,10 +129,6 @@ func init() {
 // mentions reports whether text has @ and one of the names, in any case, where no longer
 // name stands. Han, which is written without spaces, may stand on both sides.
 func mentions(text string, names ...string) bool {
-	// At the text's ends decoding finds RuneError, which is in no name.
-	ends := func(r rune) bool {
-		return unicode.Is(unicode.Han, r) || !unicode.In(r, unicode.L, unicode.M, unicode.N) && !strings.ContainsRune("_.-", r)
-	}
 	for before, after, found := strings.Cut(text, "@"); found; before, after, found = strings.Cut(after, "@") {
 		for _, name := range names {
 			size := 0
@@ -146,7 +141,7 @@ func mentions(text string, names ...string) bool {
 			}
 			previous, _ := utf8.DecodeLastRuneInString(before)
 			next, _ := utf8.DecodeRuneInString(strings.TrimLeft(after[size:], "_.-"))
-			if ends(previous) && ends(next) {
+			if isNameEdge(previous) && isNameEdge(next) { // at the text's ends they are RuneError, which is in no name
 				return true
 			}
 		}

@@ -4,10 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"encoding/hex"
-	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"regexp"
 	"time"
@@ -57,10 +54,8 @@ func (s *server) identified(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		began := time.Now()
 		id := r.Header.Get(requestHeader)
-		if host, _, err := net.SplitHostPort(r.RemoteAddr); err != nil || !s.trusts(host) || !saneRequestID.MatchString(id) {
-			random := make([]byte, 8)
-			rand.Read(random)
-			id = hex.EncodeToString(random)
+		if !s.trusts(peerOf(r)) || !saneRequestID.MatchString(id) {
+			id = rand.Text()
 		}
 		w.Header().Set(requestHeader, id)
 		r = r.WithContext(context.WithValue(r.Context(), requestKey{}, id))
@@ -70,7 +65,7 @@ func (s *server) identified(next http.Handler) http.Handler {
 		if a.status == 0 && wantsSocket(r) {
 			status = http.StatusSwitchingProtocols
 		}
-		s.requests.add(cmp.Or(r.Pattern, "none"), fmt.Sprintf("%dxx", status/100))
+		s.requests.add(`route=%q,class="%dxx"`, cmp.Or(r.Pattern, "none"), status/100)
 		s.requestTime.observe(time.Since(began).Seconds())
 	})
 }

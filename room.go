@@ -345,7 +345,7 @@ func (s *server) handleRoom(w http.ResponseWriter, r *http.Request, v visitor, r
 	if room.Name != r.PathValue("room") {
 		return s.redirect(w, r, strings.TrimSuffix(roomPath(room.Name)+"?"+r.URL.RawQuery, "?"))
 	}
-	if t, given := momentOf(r); given {
+	if t, given := parseTime(strings.ReplaceAll(r.FormValue("at"), " ", "+")); given { // who writes a link forgets what + means
 		return s.jump(w, r, room, t)
 	}
 	switch d := streamOf(r, v); {

@@ -3,14 +3,13 @@ package main
 import (
 	"cmp"
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
-	"math"
 	"net/http"
 	"net/url"
 	"regexp"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -18,9 +17,8 @@ import (
 )
 
 const (
-	maxTail      = 2000            // rows of the log that a search reads through
-	searchWait   = 2 * time.Second // that it waits for a longer tail to be indexed
-	searchTime   = 5 * time.Second // that it may take in all
+	searchWait   = 2 * time.Second // for what is not indexed yet
+	searchTime   = 5 * time.Second // that a search may take in all
 	maxQuery     = 300             // bytes, more are not looked at
 	minPrefix    = 3               // characters of a word's beginning that finds the word
 	snippetLead  = 80              // bytes before the first hit
@@ -40,7 +38,7 @@ type wanted struct {
 }
 
 var (
-	term = regexp.MustCompile(`(?i)(?:(from|in|before|after|on|has):)?(?:"([^"]*)"?|([^\s"]+))`)
+	term = regexp.MustCompile(`(?i)(?:(from|in|before|after|has):)?(?:"([^"]*)"?|([^\s"]+))`)
 	// What a Chinese keyboard has in the place of what means something here.
 	keyboard = strings.NewReplacer("：", ":", "“", `"`, "”", `"`, "＂", `"`, "　", " ")
 )
@@ -75,29 +73,27 @@ func (q *wanted) operator(name, value string) bool {
 		link := strings.EqualFold(value, "link")
 		q.link = q.link || link
 		return link
-	case "before", "after", "on":
-		from, to, ok := parseDate(value)
-		if ok && name != "before" {
-			q.since = from
-		}
+	case "before", "after":
+		t, ok := parseTime(value)
 		if ok && name == "before" {
-			q.until = from
-		} else if ok && name == "on" {
-			q.until = to
+			q.until = t
+		} else if ok {
+			q.since = t
 		}
 		return ok
 	}
 	return false
 }
 
-// parseDate returns when a day or a month begins and ends, in our own time zone: a
-// request does not tell the reader's.
-func parseDate(text string) (from, to time.Time, ok bool) {
-	if t, err := time.ParseInLocation("2006-1-2", text, time.Local); err == nil {
-		return t, t.AddDate(0, 0, 1), true
+// parseTime returns when a time, day or month begins. A request does not tell the
+// reader's time zone; without one it is ours.
+func parseTime(text string) (t time.Time, ok bool) {
+	for _, layout := range []string{time.RFC3339, "2006-1-2T15:04:05", "2006-1-2T15:04", "2006-1-2", "2006-1"} {
+		if t, err := time.ParseInLocation(layout, text, time.Local); err == nil {
+			return t, true
+		}
 	}
-	t, err := time.ParseInLocation("2006-1", text, time.Local)
-	return t, t.AddDate(0, 1, 0), err == nil
+	return t, false
 }
 
 // empty reports whether nothing is asked for.
@@ -105,20 +101,29 @@ func (q wanted) empty() bool {
 	return len(q.phrases) == 0 && q.from == "" && q.in == "" && !q.link && q.since.IsZero() && q.until.IsZero()
 }
 
-// expression says q to FTS5, but for the exact times. All the words in it are made of
-// letters and digits, so nothing that was typed means anything there.
-func (q wanted) expression(sc scope) string {
-	var places []string
-	for _, p := range sc.places {
+// expression says to FTS5 what q wants of what u sees, but for the exact times. All the
+// words in it are made of letters and digits, so nothing that was typed means anything
+// there. It fails with ErrNotFound for a name that is nobody's, or of a room that u does not see.
+func (s *Store) expression(ctx context.Context, u User, q wanted) (string, error) {
+	places, err := s.places(ctx, u, q.in)
+	if err != nil {
+		return "", err
+	}
+	var anywhere []string
+	for _, p := range places {
 		terms := q.terms(p.mark)
 		if len(terms) == 0 || p.mark == "" && p.tag != "public" {
 			terms = append(terms, "tags:"+p.tag)
 		}
-		places = append(places, strings.Join(terms, " AND "))
+		anywhere = append(anywhere, strings.Join(terms, " AND "))
 	}
-	all := []string{"((" + strings.Join(places, ") OR (") + "))"}
-	if sc.author != 0 {
-		all = append(all, fmt.Sprintf("tags:u%d", sc.author))
+	all := []string{"((" + strings.Join(anywhere, ") OR (") + "))"}
+	if q.from != "" {
+		author, _, err := s.UserByName(ctx, q.from)
+		if err != nil {
+			return "", err
+		}
+		all = append(all, fmt.Sprintf("tags:u%d", author.ID))
 	}
 	if q.link {
 		all = append(all, "tags:link")
@@ -126,7 +131,7 @@ func (q wanted) expression(sc scope) string {
 	if !q.since.IsZero() || !q.until.IsZero() {
 		all = append(all, "tags:("+strings.Join(append(dateTags(q.since, q.until), "none"), " OR ")+")")
 	}
-	return strings.Join(all, " AND ")
+	return strings.Join(all, " AND "), nil
 }
 
 // terms are the phrases for FTS5, in public rooms or in the private one of the mark.
@@ -144,25 +149,18 @@ func (q wanted) terms(mark string) (all []string) {
 	return all
 }
 
-// dateTags are those of the years, months and days that have all from since until until,
-// and little else.
+// dateTags are those of the years and months that have all from since until until.
 func dateTags(since, until time.Time) (tags []string) {
-	const day = 24 * time.Hour
-	end := time.Now().UTC().AddDate(0, 0, 1)
-	if !until.IsZero() && until.Before(end) {
-		end = until.UTC()
+	if since = since.UTC(); since.Year() < 2000 { // there was no chatd
+		since = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 	}
-	at := time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC) // there was no chatd
-	if since.After(at) {
-		at = since.UTC().Truncate(day)
+	if now := time.Now(); until.IsZero() || until.After(now) {
+		until = now
 	}
-	end = end.Add(day - 1).Truncate(day)
-	for at.Before(end) {
-		next, layout := at.AddDate(0, 0, 1), "20060102"
-		if year := at.AddDate(1, 0, 0); at.YearDay() == 1 && !year.After(end) {
+	for at := since.AddDate(0, 0, 1-since.Day()).Truncate(24 * time.Hour); !at.After(until); {
+		next, layout := at.AddDate(0, 1, 0), "200601"
+		if year := at.AddDate(1, 0, 0); at.Month() == time.January && !year.After(until) {
 			next, layout = year, "2006"
-		} else if month := at.AddDate(0, 1, 0); at.Day() == 1 && !month.After(end) {
-			next, layout = month, "200601"
 		}
 		tags = append(tags, at.Format(layout))
 		at = next
@@ -170,23 +168,18 @@ func dateTags(since, until time.Time) (tags []string) {
 	return tags
 }
 
-// marks returns where the phrases stand in a text, in order, or false if one does not.
-func (q wanted) marks(text string) (spans [][2]int, all bool) {
+// marks returns where the phrases stand in a text, in order.
+func (q wanted) marks(text string) (spans [][2]int) {
 	have := words(text)
 	for i, phrase := range q.phrases {
-		found := false
 		for at := range have {
 			if q.occurs(phrase, i == len(q.phrases)-1, have[at:]) {
 				spans = append(spans, [2]int{have[at].start, have[at+len(phrase)-1].end})
-				found = true
 			}
-		}
-		if !found {
-			return nil, false
 		}
 	}
 	slices.SortFunc(spans, func(a, b [2]int) int { return cmp.Compare(a[0], b[0]) })
-	return spans, true
+	return spans
 }
 
 // occurs reports whether words begin with a phrase.
@@ -210,128 +203,68 @@ func (s *Store) Find(ctx context.Context, u User, q wanted, before int64) (found
 	}
 	ctx, cancel := context.WithTimeout(ctx, searchTime)
 	defer cancel()
-	if err := s.shortenTail(ctx); err != nil {
+	if err := s.finishIndex(ctx); err != nil {
 		return nil, false, err
 	}
-	tx, err := s.read.BeginTx(ctx, nil) // index and log at one moment
+	where, err := s.expression(ctx, u, q)
 	if err != nil {
-		return nil, false, err
+		return nil, false, instead(err, ErrNotFound, nil)
 	}
-	defer tx.Rollback()
-	ids, err := find(ctx, tx, u, q, before)
-	if err != nil {
-		return nil, false, err
+	found, err = collect(ctx, s.read, (*Event).columns, selectEvents+`
+		WHERE l.id IN (SELECT s.rowid FROM search s CROSS JOIN log m ON m.id = s.rowid
+			WHERE search MATCH ? AND s.rowid < ? AND m.time >= ? AND m.time < coalesce(?, 1 << 62) ORDER BY s.rowid DESC LIMIT ?) AND `+u.sees()+`
+		ORDER BY l.id DESC`, where, before, q.since.UnixMilli(), timeOrNull(q.until), historyPage+1)
+	if more = len(found) > historyPage; more {
+		found = found[:historyPage]
 	}
-	if more = len(ids) > historyPage; more {
-		ids = ids[:historyPage]
-	}
-	found, err = collect(ctx, tx, (*Event).columns, selectEvents+"WHERE l.id IN (SELECT value FROM json_each(?)) AND "+u.sees()+" ORDER BY l.id DESC", string(encodeJSON(ids)))
 	return found, more, err
 }
 
-// shortenTail has the index brought up to date if a search would have to read through
-// too much, and gives up when that takes long: there are messages from before there was
-// an index.
-func (s *Store) shortenTail(ctx context.Context) error {
-	for began := time.Now(); ; {
-		var tail int64
-		err := s.queryRow(ctx, "SELECT (SELECT coalesce(max(id), 0) FROM log) - id FROM indexed").Scan(&tail)
-		if err != nil || tail <= maxTail {
-			return err
-		}
-		if time.Since(began) > searchWait {
-			return refuse(http.StatusServiceUnavailable, "indexing")
-		}
-		err = s.update(func(w *writer) (err error) {
-			for i := 0; i < indexHelp && err == nil; i++ {
-				_, err = w.index()
-			}
-			return err
-		})
-		if err != nil {
-			return err
-		}
-	}
-}
-
-// scope is where a search looks.
-type scope struct {
-	author, room int64 // the only ones; 0: all
-	places       []place
+// finishIndex has the index brought up to date, and gives up when that takes long: there
+// are messages from before there was an index. When nothing can be written, what is
+// indexed is found all the same.
+func (s *Store) finishIndex(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, searchWait)
+	defer cancel()
+	err := s.catchUp(ctx, 0)
+	err = instead(err, context.DeadlineExceeded, refuse(http.StatusServiceUnavailable, "indexing"))
+	return instead(err, ErrStorage, nil)
 }
 
 // place is how FTS5 knows the messages of a private room, or of all public ones, or of
 // a public one: by a mark that their words have, and by a tag.
 type place struct{ mark, tag string }
 
-// scopeOf fails with ErrNotFound for a name that is nobody's, or of a room that u does
-// not see, and if u sees none.
-func scopeOf(ctx context.Context, tx *sql.Tx, u User, q wanted) (sc scope, err error) {
-	if q.from != "" {
-		if err := (row{tx.QueryRowContext(ctx, "SELECT id FROM users WHERE key = ?", foldName(q.from))}).Scan(&sc.author); err != nil {
-			return sc, err
+// places are where to look: the room of that name, or all that u sees. It fails with
+// ErrNotFound if there are none.
+func (s *Store) places(ctx context.Context, u User, in string) (places []place, err error) {
+	var only Room
+	if in != "" {
+		if other, direct := strings.CutPrefix(in, "@"); direct {
+			me, other := foldName(u.Name), foldName(other)
+			in = min(me, other) + "+" + max(me, other)
+		}
+		if only, err = s.Room(in); err != nil {
+			return nil, err
 		}
 	}
-	if q.in != "" {
-		key := foldName(q.in)
-		if other, direct := strings.CutPrefix(key, "@"); direct {
-			key = min(other, foldName(u.Name)) + "+" + max(other, foldName(u.Name))
-		}
-		err := row{tx.QueryRowContext(ctx, `
-			SELECT r.id FROM rooms r WHERE (r.key = ?1 OR r.id = (SELECT room FROM former_names WHERE key = ?1)) AND `+u.sees(), key)}.Scan(&sc.room)
-		if err != nil {
-			return sc, err
-		}
-	}
-	all := !u.limited() && sc.room == 0
+	all := !u.limited() && in == ""
 	if all {
-		sc.places = []place{{"", "public"}}
+		places = append(places, place{"", "public"})
 	}
-	rooms, err := collect(ctx, tx, func(r *Room) []any { return r.columns() },
-		"SELECT "+roomColumns+" FROM rooms r WHERE (r.private OR NOT ?1) AND (?2 = 0 OR r.id = ?2) AND "+u.sees(), all, sc.room)
+	rooms, err := collect(ctx, s.read, func(r *Room) []any { return r.columns() },
+		"SELECT "+roomColumns+" FROM rooms r WHERE (r.private OR NOT ?1) AND (?2 = 0 OR r.id = ?2) AND "+u.sees(), all, only.ID)
 	for _, r := range rooms {
 		p := place{tag: fmt.Sprintf("r%d", r.ID)}
 		if r.Private {
 			p.mark = roomMark(r.ID)
 		}
-		sc.places = append(sc.places, p)
+		places = append(places, p)
 	}
-	if err == nil && len(sc.places) == 0 {
+	if err == nil && len(places) == 0 {
 		err = ErrNotFound
 	}
-	return sc, err
-}
-
-// find returns the ids of what Find is to return, and one more if there is.
-func find(ctx context.Context, tx *sql.Tx, u User, q wanted, before int64) (ids []int64, err error) {
-	sc, err := scopeOf(ctx, tx, u, q)
-	if err != nil {
-		return nil, instead(err, ErrNotFound, nil)
-	}
-	since, until := int64(0), int64(math.MaxInt64)
-	if !q.since.IsZero() {
-		since = q.since.UnixMilli()
-	}
-	if !q.until.IsZero() {
-		until = q.until.UnixMilli()
-	}
-	tail, err := collect(ctx, tx, (*indexRow).columns, selectIndexRows+`
-		WHERE l.id > (SELECT id FROM indexed) AND l.id < ?1 AND l.kind = 'message' AND l.body IS NOT NULL
-			AND l.time >= ?2 AND l.time < ?3 AND (?4 = 0 OR l.author = ?4) AND (?5 = 0 OR l.room = ?5) AND `+u.sees()+`
-		ORDER BY l.id DESC`, before, since, until, sc.author, sc.room)
-	if err != nil {
-		return nil, err
-	}
-	for _, row := range tail {
-		if _, ok := q.marks(row.body); ok && (!q.link || hasLink(row.body)) && len(ids) <= historyPage {
-			ids = append(ids, row.id)
-		}
-	}
-	older, err := collect(ctx, tx, only[int64], `
-		SELECT s.rowid FROM search s CROSS JOIN log l ON l.id = s.rowid
-		WHERE search MATCH ? AND s.rowid < ? AND l.time >= ? AND l.time < ? ORDER BY s.rowid DESC LIMIT ?`,
-		q.expression(sc), before, since, until, historyPage+1-len(ids))
-	return append(ids, older...), err
+	return places, err
 }
 
 // hit is a message that was found.
@@ -348,7 +281,7 @@ type piece struct {
 
 // snippet is the text about the first hit, with all hits in it.
 func (q wanted) snippet(text string) (pieces []piece) {
-	spans, _ := q.marks(text)
+	spans := q.marks(text)
 	from := 0
 	if len(spans) > 0 && spans[0][0] > snippetBytes/2 {
 		from = runeStart(text, spans[0][0]-snippetLead)
@@ -432,21 +365,6 @@ func (s *server) find(r *http.Request, v visitor, q wanted) (found []Event, olde
 	return found, older, instead(err, context.DeadlineExceeded, refuse(http.StatusServiceUnavailable, "busy"))
 }
 
-// momentLayouts are what ?at= may have in the place of an id. A request does not tell
-// the reader's time zone; without one it is ours.
-var momentLayouts = []string{time.RFC3339, "2006-01-02T15:04:05", "2006-01-02T15:04", time.DateOnly}
-
-// momentOf returns the time in ?at=, if there is one.
-func momentOf(r *http.Request) (t time.Time, given bool) {
-	text := strings.ReplaceAll(r.FormValue("at"), " ", "+") // who writes a link forgets what + means there
-	for _, layout := range momentLayouts {
-		if t, err := time.ParseInLocation(layout, text, time.Local); err == nil {
-			return t, true
-		}
-	}
-	return t, false
-}
-
 // jump leads to the first message at or after a time, or else to the newest.
 func (s *server) jump(w http.ResponseWriter, r *http.Request, room Room, t time.Time) error {
 	id, err := s.store.FirstSince(r.Context(), room.ID, t)
@@ -463,28 +381,17 @@ func (s *server) jump(w http.ResponseWriter, r *http.Request, room Room, t time.
 // It relies on times that grow with ids: where older messages were imported later it
 // finds a place where they pass t.
 func (s *Store) FirstSince(ctx context.Context, room int64, t time.Time) (id int64, err error) {
-	low, high := int64(0), int64(0)
-	high, err = s.LastID(ctx)
-	first := func(from int64) (id int64, at time.Time, err error) {
-		err = s.queryRow(ctx, "SELECT id, time FROM log WHERE room = ? AND kind = 'message' AND id >= ? ORDER BY id LIMIT 1", room, from).Scan(&id, millis{&at})
-		return id, at, err
-	}
-	for err == nil && low < high {
-		middle := (low + high) / 2
-		found, at, wrong := first(middle)
-		switch {
-		case errors.Is(wrong, ErrNotFound), wrong == nil && !at.Before(t):
-			high = middle
-		default:
-			low, err = found+1, wrong
-		}
-	}
+	const next = " FROM log WHERE room = ? AND kind = 'message' AND id >= ? ORDER BY id LIMIT 1"
+	last, err := s.LastID(ctx)
+	from := sort.Search(int(last)+1, func(id int) bool {
+		var at time.Time
+		none := s.queryRow(ctx, "SELECT time"+next, room, id).Scan(millis{&at})
+		err = cmp.Or(err, instead(none, ErrNotFound, nil))
+		return none != nil || !at.Before(t)
+	})
 	if err != nil {
 		return 0, err
 	}
-	id, at, err := first(low)
-	if err == nil && at.Before(t) {
-		err = ErrNotFound
-	}
+	err = s.queryRow(ctx, "SELECT id"+next, room, from).Scan(&id)
 	return id, err
 }

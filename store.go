@@ -61,7 +61,6 @@ type job struct {
 	news  []Event // that came about with it, and that are not kept
 	err   error
 	done  func(Event, error)
-	alone bool // the index's, which nobody else's is to wait for
 }
 
 // OpenStore opens, or creates, the database in the directory dir and starts its
@@ -120,14 +119,13 @@ func OpenStore(dir string, publish func([]Event)) (*Store, error) {
 // Close commits and publishes what is queued, then closes the database.
 func (s *Store) Close() error {
 	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return nil
-	}
+	closing := !s.closed
 	s.closed = true
 	s.mu.Unlock()
-	s.senders.Wait() // the writer is still at work, so there will be room for them
-	close(s.queue)
+	if closing {
+		s.senders.Wait() // the writer is still at work, so there will be room for them
+		close(s.queue)
+	}
 	<-s.done
 	return errors.Join(s.read.Close(), s.write.Close())
 }
@@ -154,17 +152,17 @@ func (s *Store) Append(e Event, done func(Event, error)) error {
 }
 
 // AppendWait is Append for callers that have nothing else to do meanwhile.
-func (s *Store) AppendWait(e Event) (Event, error) {
-	type result struct {
-		e   Event
-		err error
+func (s *Store) AppendWait(e Event) (stored Event, err error) {
+	answered := make(chan struct{}) // always is: Append's promise 1
+	refused := s.Append(e, func(e Event, failed error) {
+		stored, err = e, failed
+		close(answered)
+	})
+	if refused != nil {
+		return Event{}, refused
 	}
-	answer := make(chan result, 1)
-	if err := s.Append(e, func(e Event, err error) { answer <- result{e, err} }); err != nil {
-		return Event{}, err
-	}
-	r := <-answer // always comes: Append's promise 1
-	return r.e, r.err
+	<-answered
+	return stored, err
 }
 
 // update runs f in the writer's next transaction and waits for the commit.
@@ -183,14 +181,12 @@ func (s *Store) update(f func(*writer) error) error {
 
 func (s *Store) enqueue(j *job) error {
 	s.mu.Lock()
-	closed := s.closed
-	if !closed {
-		s.senders.Add(1)
-	}
-	s.mu.Unlock()
-	if closed {
+	if s.closed {
+		s.mu.Unlock()
 		return ErrClosed
 	}
+	s.senders.Add(1)
+	s.mu.Unlock()
 	defer s.senders.Done()
 	s.queue <- j
 	return nil
@@ -203,33 +199,30 @@ func (s *Store) commitLoop(w *writer) {
 	defer w.close()
 	var batch []*job
 	var events []Event
-	s.planIndex(w, &job{}, 0) // it may be behind since the last time
-	for first, ok := s.next(w); ok; first, ok = s.next(w) {
+	for first := range s.queue {
 		batch = append(batch[:0], first)
-		for !first.alone && len(batch) < maxBatch && len(s.queue) > 0 {
+		for len(batch) < maxBatch && len(s.queue) > 0 {
 			batch = append(batch, <-s.queue)
 		}
 		began, result := time.Now(), "ok"
 		if err := s.commit(w, batch); err != nil {
 			result = "failed"
-			for _, j := range batch {
-				j.err = fmt.Errorf("%w: %w", ErrStorage, err)
-			}
 		}
-		s.commits.add(result)
+		s.commits.add("result=%q", result)
 		s.commitTime.observe(time.Since(began).Seconds())
 		s.batchSize.observe(float64(len(batch)))
 		events = events[:0]
 		for _, j := range batch {
-			if j.err == nil && j.event.Kind != "" && !j.event.Again {
+			if j.err != nil {
+				continue
+			}
+			if j.event.Kind != "" && !j.event.Again {
 				events = append(events, j.event)
 				if j.event.ID != 0 {
-					s.stored.add(string(j.event.Kind))
+					s.stored.add("kind=%q", j.event.Kind)
 				}
 			}
-			if j.err == nil {
-				events = append(events, j.news...)
-			}
+			events = append(events, j.news...)
 		}
 		if len(events) > 0 {
 			s.remember(events)
@@ -242,7 +235,6 @@ func (s *Store) commitLoop(w *writer) {
 		for _, j := range batch {
 			j.done(j.event, j.err)
 		}
-		s.planIndex(w, first, time.Since(began))
 		if len(batch) > 1 {
 			runtime.Gosched() // whoever has an answer may have more to say: let it be in one batch, not in two
 		}
@@ -256,15 +248,13 @@ type writer struct {
 	conn    *sql.Conn
 	insert  *sql.Stmt // the statement of every message, worth preparing
 	unread  *sql.Stmt // counts what a reader has left, after every look at a room
+	words   *sql.Stmt // takes a message into the index
 	version *sql.Stmt // says a number that changes when another process has written
 	seen    int64     // that number, when it was looked into last
 	last    int64     // id of the newest event published, or about to be
 	now     time.Time // of the running transaction
 	job     *job      // the running one
 	after   func()    // to be done once after the commit, before the jobs are
-
-	indexed  int64            // the index has the log up to here, or further
-	indexDue <-chan time.Time // when to go on with it; nil: it has everything
 }
 
 // tell has news published after the commit.
@@ -275,28 +265,23 @@ func (w *writer) tell(e Event) {
 
 func newWriter(db *sql.DB) (*writer, error) {
 	conn, err := db.Conn(context.Background())
-	if err != nil {
-		return nil, err
+	prepare := func(query string) (statement *sql.Stmt) {
+		if err == nil {
+			statement, err = conn.PrepareContext(context.Background(), query)
+		}
+		return statement
 	}
-	insert, err := conn.PrepareContext(context.Background(), `
+	w := &writer{
+		conn: conn,
+		insert: prepare(`
 		INSERT INTO log (kind, room, author, cid, time, target, body, former, pushed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
-		ON CONFLICT (cid, author) WHERE cid IS NOT NULL DO NOTHING`)
-	if err != nil {
-		return nil, err
+		ON CONFLICT (cid, author) WHERE cid IS NOT NULL DO NOTHING`),
+		unread:  prepare("SELECT " + countColumns + "FROM rooms r JOIN users u ON u.id = ?3, (SELECT ?4 AS last) WHERE r.id = ?5"),
+		words:   prepare("INSERT INTO search (rowid, text, pairs, tags) VALUES (?, ?, ?, ?)"),
+		version: prepare("PRAGMA data_version"),
 	}
-	unread, err := conn.PrepareContext(context.Background(),
-		"SELECT "+countColumns+"FROM rooms r JOIN users u ON u.id = ?3, (SELECT ?4 AS last) WHERE r.id = ?5")
-	if err != nil {
-		return nil, err
-	}
-	version, err := conn.PrepareContext(context.Background(), "PRAGMA data_version")
-	if err != nil {
-		return nil, err
-	}
-	w := &writer{conn: conn, insert: insert, unread: unread, version: version}
-	err = version.QueryRow().Scan(&w.seen)
 	if err == nil {
-		err = w.queryRow("SELECT ("+lastID+"), id FROM indexed").Scan(&w.last, &w.indexed)
+		err = w.queryRow("SELECT data_version, ("+lastID+") FROM pragma_data_version").Scan(&w.seen, &w.last)
 	}
 	return w, err
 }
@@ -304,24 +289,27 @@ func newWriter(db *sql.DB) (*writer, error) {
 // close must come before that of the database: with a statement open SQLite would
 // leave its write-ahead log behind.
 func (w *writer) close() {
-	w.insert.Close()
-	w.unread.Close()
-	w.version.Close()
+	for _, statement := range []*sql.Stmt{w.insert, w.unread, w.words, w.version} {
+		statement.Close()
+	}
 	w.conn.Close()
 }
 
 // commit applies the jobs in one transaction. A job that breaks a rule fails
-// alone and has its err set; an error that is returned is everybody's.
+// alone and has its err set; an error that is returned is everybody's, and set in all.
 func (s *Store) commit(w *writer, batch []*job) (err error) {
 	w.now = time.Now().UTC().Truncate(time.Millisecond)
-	if err := w.exec("BEGIN IMMEDIATE"); err != nil {
-		return err
-	}
 	defer func() {
 		if err != nil { // disk full, I/O error: SQLite may have rolled back already
 			w.exec("ROLLBACK")
+			for _, j := range batch {
+				j.err = fmt.Errorf("%w: %w", ErrStorage, err)
+			}
 		}
 	}()
+	if err := w.exec("BEGIN IMMEDIATE"); err != nil {
+		return err
+	}
 	if err := s.adopt(w); err != nil {
 		return err
 	}
@@ -387,15 +375,13 @@ func (w *writer) run(j *job) error {
 		return err
 	}
 	err := j.apply(w, &j.event)
-	if err != nil {
-		if !isOwnFault(err) {
-			return err
-		}
-		if err := w.exec("ROLLBACK TO job"); err != nil {
-			return err
-		}
+	switch {
+	case err == nil:
+		return w.exec("RELEASE job")
+	case isOwnFault(err):
+		return cmp.Or(w.exec("ROLLBACK TO job; RELEASE job"), err)
 	}
-	return cmp.Or(w.exec("RELEASE job"), err)
+	return err
 }
 
 // isOwnFault tells an error that concerns one job from one of the database.

@@ -21,14 +21,7 @@ func (m *member) grant() grant {
 // watchOthers does what has to follow when another process, such as `chatd token`,
 // has written to the database, until ctx is done.
 func (s *server) watchOthers(ctx context.Context) {
-	tick := time.NewTicker(watchEvery)
-	defer tick.Stop()
-	for seen := int64(0); ; {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
+	for seen := int64(0); pause(ctx, watchEvery) == nil; {
 		version, err := s.followOthers(seen)
 		if err == nil && version != seen {
 			err = s.dropEnded(0)
