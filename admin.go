@@ -221,7 +221,7 @@ func (s *server) changeAccount(r *http.Request, admin User) error {
 		return err
 	}
 	if u.Role == RoleGuest && action != "user.reactivate" { // a visitor without a session may be speaking under its name
-		s.hub.Drop(func(m *member) bool { return m.user.ID == 0 })
+		s.hub.Drop(func(m *member) bool { return m.User.ID == 0 })
 	}
 	return s.dropEnded(0) // also those of bots whose tokens the user has made
 }

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 )
 
@@ -37,9 +39,8 @@ func (s *server) checkSocket(w http.ResponseWriter, r *http.Request, v visitor, 
 }
 
 // socket upgrades a request that checkSocket has passed, and runs talk with the
-// member that it becomes. Its outbox is held. With live, it is in its room before
-// the handshake is answered, so that a client that has the answer misses nothing.
-func (s *server) socket(w http.ResponseWriter, r *http.Request, v visitor, m *member, live bool, talk func(*member)) error {
+// member that it becomes. Its outbox is held.
+func (s *server) socket(w http.ResponseWriter, r *http.Request, v visitor, m *member, talk func(*member)) error {
 	m.address = s.clientAddress(r)
 	if !s.trusts(m.address) { // a proxy that does not say for whom it asks would be one for all
 		if err := s.connects.check(networkOf(m.address)); err != nil {
@@ -51,12 +52,10 @@ func (s *server) socket(w http.ResponseWriter, r *http.Request, v visitor, m *me
 	}
 	conn, err := hijack(w, maxFrame)
 	if err != nil {
-		s.hub.Dismiss(m.address)
+		s.hub.Remove(m)
 		return err
 	}
-	m.Conn, m.user, m.session, m.token, m.expires, m.language = conn, v.User, v.session, v.token, v.Expires, v.language(r)
-	m.request = requestID(r.Context())
-	m.deaf, m.mute = !v.may(scopeRead), !v.may(scopePost)
+	m.Conn, m.visitor, m.language, m.request = conn, v, v.language(r), requestID(r.Context())
 	if m.dialect.stream {
 		conn.heard.Store(0) // it will say nothing
 		conn.last = m.dialect.idle
@@ -64,9 +63,6 @@ func (s *server) socket(w http.ResponseWriter, r *http.Request, v visitor, m *me
 	m.hold()
 	if err = s.hub.Add(m); err == nil {
 		err = s.checkStill(r, v)
-	}
-	if err == nil && live && !m.deaf {
-		m.from, err = s.hub.Join(m)
 	}
 	switch {
 	case err != nil:
@@ -79,12 +75,10 @@ func (s *server) socket(w http.ResponseWriter, r *http.Request, v visitor, m *me
 		conn.abandon()
 		conn.conn.Close()
 		s.hub.Remove(m)
-		s.hub.Dismiss(m.address)
 		return nil
 	}
 	go func() { // ends before Hub.Close does
 		defer s.hub.Remove(m)
-		defer s.hub.Dismiss(m.address)
 		talk(m)
 		m.asks.Wait() // so that what it sent comes back to it, while the store is there
 		if s.hub.ending() {
@@ -117,7 +111,7 @@ func (s *server) listen(m *member, receive func(text []byte) (cid string, err er
 // refuse tells the peer, in its language, why something was not done.
 func (s *server) refuse(m *member, err error, cid string) {
 	p := problemOf(err)
-	s.complain(context.Background(), p, "socket", "request", m.request, "user", m.user.Name, "err", err)
+	s.complain(context.Background(), p, "socket", "request", m.request, "user", m.User.Name, "err", err)
 	m.push(appendFrame(nil, opText, m.dialect.refuse(p, s.sentence(m.language, p), cid)))
 }
 
@@ -135,10 +129,6 @@ func (s *server) refuse(m *member, err error, cid string) {
 // closed, and the client's cursor is where 3 got to.
 func (s *server) join(m *member) error {
 	defer m.release()
-	if m.deaf {
-		return nil
-	}
-	s.replays.Add(1)
 	cursor, err := s.replay(m, m.from, s.hub.Last())
 	if err != nil {
 		return err
@@ -156,7 +146,7 @@ func (s *server) join(m *member) error {
 // joined ends a socket that could not join. It reports whether it could.
 func (s *server) joined(m *member, err error) bool {
 	if err != nil && !errors.Is(err, errHubClosed) && !errors.Is(err, errSocketClosing) {
-		s.log.Error("join", "request", m.request, "user", m.user.Name, "room", m.room, "err", err)
+		s.log.Error("join", "request", m.request, "user", m.User.Name, "room", m.room, "err", err)
 		m.close(closeTryLater, "try again")
 	}
 	return err == nil
@@ -165,8 +155,8 @@ func (s *server) joined(m *member, err error) bool {
 // replay feeds m the events after cursor, up to the id last, and returns the new
 // cursor. Of them it keeps one page in memory.
 func (s *server) replay(m *member, cursor, last int64) (int64, error) {
-	for {
-		page, more, err := s.store.Since(context.Background(), m.user, m.room, cursor, replayPage)
+	for cursor < last && m.may(scopeRead) {
+		page, more, err := s.store.Since(context.Background(), m.User, m.room, cursor, replayPage)
 		if err != nil {
 			return cursor, err
 		}
@@ -185,32 +175,25 @@ func (s *server) replay(m *member, cursor, last int64) (int64, error) {
 			}
 		}
 		if !more {
-			return cursor, nil
+			break
 		}
 	}
+	return cursor, nil
 }
 
 // append sends an event to the store. The answer is the event itself, which
 // comes to m with all others of its room, or a refusal.
 func (s *server) append(m *member, e Event) error {
-	return s.ask(m, e, func(e Event) {
-		if m.deaf || e.Again && e.ID <= m.from { // it is not in what m gets
-			frames, _ := m.dialect.frames([]Event{e})
-			m.push(frames)
-		}
-	})
-}
-
-// ask sends an event to the store and calls done if it got there.
-func (s *server) ask(m *member, e Event, done func(Event)) error {
+	e.Pushed = m.token != 0 && e.Kind == KindMessage
 	m.asks.Add(1)
 	cid := e.CID
 	err := s.store.Append(e, func(e Event, err error) {
 		defer m.asks.Done()
 		if err != nil {
 			s.refuse(m, err, cid)
-		} else {
-			done(e)
+		} else if !m.may(scopeRead) || e.Again && e.ID <= m.from { // it is not in what m gets
+			frames, _ := m.dialect.frames([]Event{e})
+			m.push(frames)
 		}
 	})
 	if err != nil {
@@ -222,10 +205,10 @@ func (s *server) ask(m *member, e Event, done func(Event)) error {
 // throttleKey is the user, or the socket of a visitor whose name is only said:
 // many people may share an address.
 func (m *member) throttleKey() string {
-	if m.user.ID == 0 {
+	if m.User.ID == 0 {
 		return fmt.Sprintf("socket %p", m)
 	}
-	return "user " + m.user.Name
+	return "user " + m.User.Name
 }
 
 // handleV1 is GET /ws: one socket for all rooms.
@@ -233,7 +216,7 @@ func (s *server) handleV1(w http.ResponseWriter, r *http.Request, v visitor) err
 	if err := s.checkSocket(w, r, v, false); err != nil {
 		return err
 	}
-	return s.socket(w, r, v, &member{dialect: dialectV1, room: followsRooms}, false, s.talkV1)
+	return s.socket(w, r, v, &member{dialect: dialectV1, room: followsRooms}, s.talkV1)
 }
 
 func (s *server) talkV1(m *member) {
@@ -264,56 +247,40 @@ func (s *server) talkV1(m *member) {
 func (s *server) hello(m *member, in clientFrame) {
 	m.hold()
 	f, err := s.welcome(m)
+	m.from = f.ID
 	if err == nil {
 		m.feed(textFrame(f))
-		if in.Since == nil || m.deaf {
-			err = s.joinLive(m)
-		} else {
-			err = s.catchUp(m, in)
+		if in.Since != nil && m.may(scopeRead) {
+			err = s.goOn(m, in)
 		}
+	}
+	if err == nil {
+		err = s.join(m)
 	}
 	s.joined(m, err)
 }
 
-// catchUp is join from the cursor in a hello. A client that would rather have the
+// goOn has m begin at the cursor in a hello. A client that would rather have the
 // newest events than all of them is told where they begin.
-func (s *server) catchUp(m *member, in clientFrame) (err error) {
+func (s *server) goOn(m *member, in clientFrame) (err error) {
+	s.replays.Add(1)
 	m.from = *in.Since
 	if in.Most != nil {
-		if m.from, err = s.store.Skip(context.Background(), m.from, s.hub.Last(), max(0, *in.Most)); err != nil {
-			return err
-		}
-		if missed := m.from - *in.Since; missed > 0 {
+		m.from, err = s.store.Skip(context.Background(), m.from, s.hub.Last(), max(0, *in.Most))
+		if missed := m.from - *in.Since; err == nil && missed > 0 {
 			m.feed(textFrame(behindFrame{"behind", m.from, missed}))
 		}
 	}
-	return s.join(m)
-}
-
-// joinLive is join for a client that wants no replay.
-func (s *server) joinLive(m *member) (err error) {
-	if !m.deaf {
-		m.from, err = s.hub.Join(m)
-	}
-	m.begin()
 	return err
 }
 
-// begin releases the outbox of a member that gets no replay.
-func (m *member) begin() {
-	if m.dialect.caughtUp != nil {
-		m.feed(m.dialect.caughtUp(m.from))
-	}
-	m.release()
-}
-
 func (s *server) welcome(m *member) (f welcomeFrame, err error) {
-	f = welcomeFrame{Type: "welcome", Username: m.user.Name, Version: s.version, Rooms: []roomFrame{}}
-	if m.deaf {
+	f = welcomeFrame{Type: "welcome", Username: m.User.Name, Version: s.version, Rooms: []roomFrame{}}
+	if !m.may(scopeRead) {
 		return f, nil
 	}
 	f.ID = s.hub.Last()
-	rooms, err := s.store.RoomStates(context.Background(), m.user)
+	rooms, err := s.store.RoomStates(context.Background(), m.User)
 	for _, r := range rooms {
 		expired := ""
 		if r.Keep > 0 {
@@ -325,19 +292,19 @@ func (s *server) welcome(m *member) (f welcomeFrame, err error) {
 }
 
 func (s *server) onFrame(m *member, in clientFrame) error {
-	if m.mute {
+	if !m.may(scopePost) {
 		return refuse(http.StatusForbidden, "token_scope")
 	}
 	room, err := s.store.Room(in.Room)
-	if (err != nil || !s.hub.Sees(m.user, room)) && (in.Room != "" || in.needsRoom()) {
+	needed := in.Room != "" || slices.Contains([]Kind{KindMessage, KindRead, KindTyping}, Kind(in.Type)) // the rest names a message
+	if needed && (err != nil || !s.hub.Sees(m.User, room)) {
 		return refuse(http.StatusNotFound, "unknown_room")
 	}
-	e, err := in.event(m.user, room)
-	if err != nil {
+	e, err := in.event(m.User, room)
+	switch {
+	case err != nil:
 		return err
-	}
-	e.Pushed = m.token != 0 && e.Kind == KindMessage
-	if e.Kind == KindTyping {
+	case e.Kind == KindTyping:
 		if s.typing.allow(m.throttleKey()) {
 			s.hub.Publish([]Event{e})
 		}
@@ -375,15 +342,23 @@ func (s *server) roomSocket(d *dialect, parse func([]byte) (clientFrame, error))
 			return err
 		}
 		m := &member{dialect: d, room: room.ID, from: since}
-		return s.socket(w, r, v, m, !replay, func(m *member) {
-			if !replay {
-				m.begin()
-			} else if !s.joined(m, s.join(m)) {
-				return
-			}
-			s.hear(m, room, parse)
-		})
+		return s.attend(w, r, v, m, replay, func(m *member) { s.hear(m, room, parse) })
 	}
+}
+
+// attend is socket for a member of one room, which gets what comes after m.from with
+// replay, and else what comes from now on: a client that has our answer misses nothing.
+func (s *server) attend(w http.ResponseWriter, r *http.Request, v visitor, m *member, replay bool, talk func(*member)) error {
+	if replay {
+		s.replays.Add(1)
+	} else {
+		m.from = s.hub.Last()
+	}
+	return s.socket(w, r, v, m, func(m *member) {
+		if s.joined(m, s.join(m)) {
+			talk(m)
+		}
+	})
 }
 
 func parsePlain(text []byte) (clientFrame, error) { return clientFrame{Message: string(text)}, nil }
@@ -405,32 +380,27 @@ func (s *server) hear(m *member, room Room, parse func([]byte) (clientFrame, err
 
 // say appends a message of m, or of the guest that m says it is.
 func (s *server) say(m *member, room Room, in clientFrame) error {
-	if m.mute {
+	if !m.may(scopePost) {
 		return refuse(http.StatusForbidden, "token_scope")
 	}
-	if err := checkMessage(in.Message); err != nil {
+	in.Type = string(KindMessage)
+	e, err := in.event(m.User, room)
+	if err == nil {
+		err = s.posts.check(m.throttleKey())
+	}
+	if err == nil && m.User.ID == 0 {
+		e.Author, err = s.speakingGuest(m, in.Username)
+	}
+	if err != nil {
 		return err
 	}
-	if err := s.posts.check(m.throttleKey()); err != nil {
-		return err
-	}
-	author := m.user
-	if author.ID == 0 {
-		var err error
-		if author, err = s.speakingGuest(m, in.Username); err != nil {
-			return err
-		}
-	}
-	return s.append(m, Event{Kind: KindMessage, Room: room, Author: author, CID: in.CID, Target: in.ReplyTo, Body: in.Message, Pushed: m.token != 0})
+	return s.append(m, e)
 }
 
 // speakingGuest finds the user for a name that is only said. The last one is
 // kept with the socket.
 func (s *server) speakingGuest(m *member, said string) (User, error) {
-	if said == "" {
-		said = anonymousGuest
-	}
-	name, err := userName(said)
+	name, err := userName(cmp.Or(said, anonymousGuest))
 	if err != nil {
 		return User{}, err
 	}
@@ -451,22 +421,22 @@ func (s *server) handleList(w http.ResponseWriter, r *http.Request, v visitor) e
 	if err != nil {
 		return err
 	}
-	return s.socket(w, r, v, &member{dialect: dialectList, room: room.ID}, true, func(m *member) {
+	m := &member{dialect: dialectList, room: room.ID, from: s.hub.Last()}
+	return s.socket(w, r, v, m, func(m *member) {
 		if s.joined(m, s.beginList(m)) {
 			s.hear(m, room, decodeFrame)
 		}
 	})
 }
 
-// beginList begins with the newest messages instead of a replay.
+// beginList is join after the newest messages instead of a replay.
 func (s *server) beginList(m *member) error {
-	defer m.release()
-	if m.deaf {
-		return nil
-	}
-	page, _, err := s.store.Page(context.Background(), m.room, m.from+1, listLength)
-	if err == nil {
+	if m.may(scopeRead) {
+		page, _, err := s.store.Page(context.Background(), m.room, m.from+1, listLength)
+		if err != nil {
+			return err
+		}
 		m.feed(appendFrame(nil, opText, encodeList(page)))
 	}
-	return err
+	return s.join(m)
 }

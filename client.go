@@ -47,9 +47,8 @@ type client struct {
 	room           string
 	stdout, stderr io.Writer
 
-	listens bool // prints what happens in the room
-	newest  uint // messages of before to begin with
-	json    bool
+	listens bool          // prints what happens in the room
+	newest  uint          // messages of before to begin with
 	echo    bool          // prints also what we say: no terminal shows it already
 	since   *int64        // the cursor; nil until everything before it is printed
 	wait    time.Duration // before the next try to connect; 0: it has never worked
@@ -76,7 +75,6 @@ func runClient(ctx context.Context, command string, args []string, stdin *os.Fil
 	tokenFile := flags.String("token-file", "", "") // the token itself would be seen by all who run ps
 	if c.listens {
 		flags.UintVar(&c.newest, "n", 10, "")
-		flags.BoolVar(&c.json, "json", false, "")
 	}
 	words, err := parseWords(flags, args)
 	if err != nil {
@@ -186,7 +184,7 @@ func (c *client) converse(ctx context.Context) error {
 		return err
 	}
 	c.awaiting = true
-	frames, lost := make(chan string), make(chan error, 1)
+	frames, lost := make(chan serverFrame), make(chan error, 1)
 	go func() { lost <- readFrames(ctx, ws, frames) }()
 	for c.lines != nil || len(c.queue) > 0 {
 		lines := c.lines
@@ -198,8 +196,8 @@ func (c *client) converse(ctx context.Context) error {
 			return ctx.Err()
 		case err := <-lost:
 			return err
-		case text := <-frames:
-			if err := c.receive(ctx, text); err != nil {
+		case f := <-frames:
+			if err := c.receive(ctx, f); err != nil {
 				return err
 			}
 		case line, ok := <-lines:
@@ -220,14 +218,14 @@ func (c *client) converse(ctx context.Context) error {
 
 // readFrames passes on what the server sends. A Close frame is an EOF to x/net, and
 // needs no more: whatever its code, trying to come back shows whether we may.
-func readFrames(ctx context.Context, ws *websocket.Conn, frames chan<- string) error {
+func readFrames(ctx context.Context, ws *websocket.Conn, frames chan<- serverFrame) error {
 	for {
-		var text string
-		if err := websocket.Message.Receive(ws, &text); err != nil {
+		var f serverFrame
+		if err := websocket.JSON.Receive(ws, &f); err != nil {
 			return err
 		}
 		select {
-		case frames <- text:
+		case frames <- f:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -273,17 +271,12 @@ type lively struct {
 }
 
 func (l *lively) Read(p []byte) (int, error) {
-	l.SetReadDeadline(time.Now().Add(deadAfter))
+	l.SetDeadline(time.Now().Add(deadAfter))
 	n, err := l.Conn.Read(p)
 	if l.answer == nil {
 		l.answer = bytes.Clone(p[:n])
 	}
 	return n, err
-}
-
-func (l *lively) Write(p []byte) (int, error) {
-	l.SetWriteDeadline(time.Now().Add(writeWait))
-	return l.Conn.Write(p)
 }
 
 func statusError(where *url.URL, res *http.Response) error {
@@ -295,16 +288,14 @@ func statusError(where *url.URL, res *http.Response) error {
 	return err
 }
 
-// receive takes a frame of any kind.
-func (c *client) receive(ctx context.Context, text string) error {
-	var f struct {
-		eventFrame
-		Rooms       []roomFrame
-		Code, Error string
-	}
-	if err := json.Unmarshal([]byte(text), &f); err != nil {
-		return fmt.Errorf("not chatd.v1: %w", err)
-	}
+// serverFrame is a frame of any kind.
+type serverFrame struct {
+	eventFrame
+	Rooms       []roomFrame
+	Code, Error string
+}
+
+func (c *client) receive(ctx context.Context, f serverFrame) error {
 	switch f.Type {
 	case "welcome":
 		c.wait, c.awaiting = firstWait, false
@@ -336,7 +327,7 @@ func (c *client) receive(ctx context.Context, text string) error {
 		}
 		c.since = &f.ID
 		if f.Room == c.room && (c.echo || !own) {
-			return c.print(text, f.eventFrame)
+			return c.print(f.eventFrame)
 		}
 	case "room":
 		if f.Former == c.room {
@@ -352,7 +343,7 @@ func (c *client) receive(ctx context.Context, text string) error {
 // been in the room since, so what is after that comes over it: nothing is missing in
 // between, and nothing comes twice.
 func (c *client) printNewest(ctx context.Context, last int64) error {
-	var all []json.RawMessage
+	var all []eventFrame
 	for before := last + 1; uint(len(all)) < c.newest && before > 0; {
 		u := c.url.JoinPath("chat", c.room, "/")
 		u.RawQuery = fmt.Sprint("before=", before)
@@ -370,7 +361,7 @@ func (c *client) printNewest(ctx context.Context, last int64) error {
 			return statusError(u, res)
 		}
 		var page struct {
-			Messages []json.RawMessage
+			Messages []eventFrame
 			Older    int64
 		}
 		if err := json.NewDecoder(res.Body).Decode(&page); err != nil {
@@ -378,23 +369,16 @@ func (c *client) printNewest(ctx context.Context, last int64) error {
 		}
 		all, before = append(page.Messages, all...), page.Older
 	}
-	for _, text := range all[max(0, len(all)-int(c.newest)):] {
-		var f eventFrame
-		if err := json.Unmarshal(text, &f); err != nil {
-			return err
-		}
-		if err := c.print(string(text), f); err != nil {
+	for _, f := range all[max(0, len(all)-int(c.newest)):] {
+		if err := c.print(f); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (c *client) print(text string, f eventFrame) error {
-	if text += "\n"; !c.json {
-		text = f.line()
-	}
-	if _, err := io.WriteString(c.stdout, text); err != nil {
+func (c *client) print(f eventFrame) error {
+	if _, err := io.WriteString(c.stdout, f.line()); err != nil {
 		return refusal{err}
 	}
 	return nil

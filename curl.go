@@ -5,10 +5,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
-	"mime"
-	"mime/multipart"
 	"net/http"
-	"net/url"
 	"strings"
 	"time"
 	"unicode"
@@ -132,17 +129,7 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, v visitor, room 
 	if err != nil {
 		return err
 	}
-	m := &member{dialect: d, room: room.ID, from: since}
-	return s.socket(w, r, v, m, !replay, func(m *member) {
-		if replay {
-			err = s.join(m)
-		} else {
-			m.begin()
-		}
-		if s.joined(m, err) {
-			io.Copy(io.Discard, m.br)
-		}
-	})
+	return s.attend(w, r, v, &member{dialect: d, room: room.ID, from: since}, replay, func(m *member) { io.Copy(io.Discard, m.br) })
 }
 
 // handlePost takes what a socket takes: a frame of chatd.v1 as JSON, or a message
@@ -203,25 +190,17 @@ func readFrame(r *http.Request) (in clientFrame, err error) {
 		in.Type, in.CID = string(KindMessage), r.Header.Get("X-GitHub-Delivery")
 		return in, err
 	}
-	kind, params, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	form, sent := url.Values(nil), false
-	switch kind {
-	case "application/json":
-		in, err = decodeFrame(body)
-	case "application/x-www-form-urlencoded":
-		form, _ = url.ParseQuery(string(body))
-		sent = form.Has("message") || form.Has("text") || form.Has("payload")
-	case "multipart/form-data":
-		if form, err = readMultipart(body, params["boundary"]); err != nil {
-			return in, refuse(http.StatusBadRequest, "bad_request")
-		}
-		sent = true
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	if err := r.ParseMultipartForm(maxBody); err != nil && err != http.ErrNotMultipart {
+		return in, refuse(http.StatusBadRequest, "bad_request")
 	}
+	form := r.PostForm
 	switch {
-	case kind == "application/json":
+	case sendsJSON(r):
+		in, err = decodeFrame(body)
 	case form.Has("payload"):
 		in, err = decodeFrame([]byte(form.Get("payload")))
-	case sent:
+	case form.Has("message") || form.Has("text") || r.MultipartForm != nil:
 		in.CID = form.Get("cid")
 		in.Message = strings.ReplaceAll(cmp.Or(form.Get("message"), form.Get("text")), "\r\n", "\n") // as forms send it
 	default:
@@ -235,18 +214,7 @@ func readFrame(r *http.Request) (in clientFrame, err error) {
 	return in, err
 }
 
-func readMultipart(body []byte, boundary string) (url.Values, error) {
-	form, err := multipart.NewReader(bytes.NewReader(body), boundary).ReadForm(maxBody)
-	if err != nil {
-		return nil, err
-	}
-	return form.Value, form.RemoveAll()
-}
-
 func (s *server) post(v visitor, room Room, in clientFrame) (Event, error) {
-	if len(in.CID) > maxCID {
-		return Event{}, refuse(http.StatusBadRequest, "bad_cid", maxCID)
-	}
 	e, err := in.event(v.User, room)
 	e.Pushed = v.token != 0 && e.Kind == KindMessage
 	if err == nil && e.Kind == KindTyping { // nothing to keep

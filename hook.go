@@ -73,9 +73,8 @@ type Delivery struct {
 
 // hookFrame is the body of a delivery.
 type hookFrame struct {
-	eventFrame
-	URL  string `json:"url"` // where people find the message
-	Hook int64  `json:"hook"`
+	postedFrame
+	Hook int64 `json:"hook"`
 }
 
 // hooks tells webhooks what is said.
@@ -98,13 +97,13 @@ type hooks struct {
 
 	outcomes counters // of tries
 
-	mu    sync.Mutex                        // guards pokes, and running against close
-	pokes map[int64]map[int64]chan struct{} // wake the hooks, by room and id; have room for one
+	mu    sync.Mutex              // guards wakes, and running against close
+	wakes map[chan struct{}]int64 // of each hook one, which has room for one, and the hook's room
 }
 
 // newHooks returns hooks that may call public addresses and those in allowed.
 func newHooks(store *Store, log *slog.Logger, allowed []netip.Prefix) *hooks {
-	h := &hooks{store: store, log: log, pokes: make(map[int64]map[int64]chan struct{})}
+	h := &hooks{store: store, log: log, wakes: make(map[chan struct{}]int64)}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	dialer := &net.Dialer{Timeout: hookTimeout, Control: func(_, address string, _ syscall.RawConn) error {
 		return checkPublic(address, allowed)
@@ -172,16 +171,13 @@ func (h *hooks) add(room, id int64) {
 	if h.ctx.Err() != nil {
 		return
 	}
-	if h.pokes[room] == nil {
-		h.pokes[room] = make(map[int64]chan struct{})
-	}
-	poke := make(chan struct{}, 1)
-	h.pokes[room][id] = poke
+	wake := make(chan struct{}, 1)
+	h.wakes[wake] = room
 	h.running.Go(func() {
-		h.run(id, poke)
+		h.run(id, wake)
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		delete(h.pokes[room], id)
+		delete(h.wakes, wake)
 	})
 }
 
@@ -198,16 +194,15 @@ func (h *hooks) nudge(events []Event) {
 func (h *hooks) poke(room int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, poke := range h.pokes[room] {
-		select {
-		case poke <- struct{}{}:
-		default:
+	for wake, of := range h.wakes {
+		if of == room {
+			poke(wake)
 		}
 	}
 }
 
 // run is one hook, until it is removed or close.
-func (h *hooks) run(id int64, poke chan struct{}) {
+func (h *hooks) run(id int64, wake chan struct{}) {
 	for {
 		due, err := h.advance(id)
 		switch {
@@ -219,7 +214,7 @@ func (h *hooks) run(id int64, poke chan struct{}) {
 		}
 		select {
 		case <-due:
-		case <-poke:
+		case <-wake:
 		case <-h.ctx.Done():
 			return
 		}
@@ -230,7 +225,7 @@ func (h *hooks) run(id int64, poke chan struct{}) {
 const hookHears = "l.room = h.room AND l.id > h.cursor AND l.kind = 'message' AND l.body IS NOT NULL AND NOT u.bot"
 
 // advance tells a hook the next message, if there is one and it is time. due says when to
-// look again if nobody pokes. It fails with ErrNotFound if the hook has been removed.
+// look again if nobody wakes it. It fails with ErrNotFound if the hook has been removed.
 func (h *hooks) advance(id int64) (due <-chan time.Time, err error) {
 	all, err := h.store.Hooks(h.ctx, id)
 	if err == nil && len(all) == 0 {
@@ -289,7 +284,7 @@ func (h *hooks) deliver(k Hook, e Event) error {
 // post sends e as Standard Webhooks have it (standardwebhooks.com). status is 0 if there
 // was no answer. With an error and a status of 2xx e has arrived, and the answer is bad.
 func (h *hooks) post(k Hook, e Event) (status int, answer string, err error) {
-	body := encodeJSON(hookFrame{newEventFrame(e), permalink(h.public, e), k.ID})
+	body := encodeJSON(hookFrame{postedFrame{newEventFrame(e), permalink(h.public, e)}, k.ID})
 	r, err := http.NewRequestWithContext(h.ctx, http.MethodPost, k.URL, bytes.NewReader(body))
 	if err != nil {
 		return 0, "", err
@@ -361,7 +356,8 @@ func (w *writer) delivered(k Hook, e Event, d Delivery, answer string) error {
 		return nil
 	}
 	if err == nil && answer != "" {
-		d.Reply, err = w.reply(k, e, answer)
+		err = w.say(Event{Room: e.Room, Author: k.Bot, CID: fmt.Sprintf("hook-%d-%d", k.ID, e.ID), Target: e.ID, Body: answer})
+		d.Reply = w.job.event.ID // 0 if it was not said
 		if isOwnFault(err) {
 			d.Error, err = "bad answer: "+err.Error(), nil
 		}
@@ -375,17 +371,6 @@ func (w *writer) delivered(k Hook, e Event, d Delivery, answer string) error {
 		err = w.exec("DELETE FROM deliveries WHERE id <= (SELECT max(id) FROM deliveries) - ?", keptDeliveries)
 	}
 	return err
-}
-
-// reply says a hook's answer. It becomes the running job's event, which is published.
-func (w *writer) reply(k Hook, e Event, text string) (id int64, err error) {
-	said := Event{Kind: KindMessage, Room: e.Room, Author: k.Bot, CID: fmt.Sprintf("hook-%d-%d", k.ID, e.ID),
-		Time: w.now, Target: e.ID, Body: text, Pushed: true}
-	if err := w.message(&said); err != nil {
-		return 0, err
-	}
-	w.job.event = said
-	return said.ID, nil
 }
 
 // CreateHook keeps a hook, of which it reads room, bot's name, URL and mention, and
@@ -499,11 +484,8 @@ func (s *server) handleHooks(w http.ResponseWriter, r *http.Request, v visitor) 
 
 func (s *server) showHooks(w http.ResponseWriter, r *http.Request, v visitor, p page, secret string, wrong error) error {
 	all, err := s.store.Hooks(r.Context(), 0)
-	if err != nil {
-		return err
-	}
-	deliveries, err := s.store.Deliveries(r.Context(), historyPage)
-	if err != nil {
+	deliveries, failed := s.store.Deliveries(r.Context(), historyPage)
+	if err := cmp.Or(err, failed); err != nil {
 		return err
 	}
 	p.Hooks = &hooksPage{all, deliveries, secret}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -21,17 +22,12 @@ const (
 	followsRooms = 0 // the room of sockets that follow every room
 )
 
-// member is one socket in the hub.
+// member is one socket in the hub, and who has it. One that may not read is in no room.
 type member struct {
 	*Conn
-	user    User      // ID 0: a visitor who has not said a name
-	session []byte    // hash of the session that it signed in with, if any
-	token   int64     // id of the token that it showed, or 0
-	deaf    bool      // its token is not good for reading: it is in no room
-	mute    bool      // its token is not good for posting
-	expires time.Time // when the user has to leave; zero: never
-	room    int64     // or followsRooms
-	from    int64     // the stream of events that it gets begins after this id
+	visitor
+	room    int64 // or followsRooms
+	from    int64 // the stream of events that it gets begins after this id
 	dialect *dialect
 
 	guest    User           // the name that a visitor without a session spoke under last
@@ -53,9 +49,7 @@ type presence struct {
 }
 
 var (
-	errHubClosed     = errors.New("hub is closed")
-	errFull          = errors.New("too many sockets")
-	errFullAddress   = errors.New("too many sockets from one address")
+	errHubClosed     = refuse(http.StatusServiceUnavailable, "busy")
 	errSocketClosing = errors.New("socket is closing")
 )
 
@@ -69,19 +63,18 @@ type Hub struct {
 
 	mu        sync.Mutex // guards everything below; nothing blocks under it
 	closed    bool
-	last      int64                    // id of the newest event published
-	rooms     map[int64][]*member      // by room id, and followsRooms
-	users     map[int64]*presence      // by user id
-	members   map[*member]struct{}     // all of them, also those that are in no room yet
-	news      map[int64]struct{}       // users whose presence may have to be announced
-	insiders  map[int64]map[int64]bool // users by room, for rooms that have members
-	online    []string                 // those announced, sorted
-	everyone  []byte                   // the frame that says so
-	sockets   sync.WaitGroup           // one for each member
-	open      int                      // sockets admitted, in all and by address
+	last      int64                // id of the newest event published
+	rooms     map[int64][]*member  // by room id, and followsRooms
+	users     map[int64]*presence  // by user id
+	members   map[*member]struct{} // all of them, also those that are in no room yet
+	news      map[int64]struct{}   // users whose presence may have to be announced
+	insiders  map[[2]int64]bool    // by room and user, for rooms that have members
+	online    []string             // those announced, sorted
+	everyone  []byte               // the frame that says so
+	running   sync.WaitGroup       // one for each member, and one for sweepLoop
+	open      int                  // sockets admitted, in all and by address
 	addresses map[string]int
 	stop      chan struct{} // ends sweepLoop; closed by Close
-	swept     chan struct{} // closed when sweepLoop has returned
 }
 
 // NewHub returns a hub for a log whose newest event is last. The limits are those
@@ -94,19 +87,18 @@ func NewHub(last int64, maxSockets, maxPerAddress int) *Hub {
 		last:          last,
 		rooms:         make(map[int64][]*member),
 		users:         make(map[int64]*presence),
-		insiders:      make(map[int64]map[int64]bool),
+		insiders:      make(map[[2]int64]bool),
 		members:       make(map[*member]struct{}),
 		news:          make(map[int64]struct{}),
 		stop:          make(chan struct{}),
-		swept:         make(chan struct{}),
 	}
 	h.listOnline()
-	go h.sweepLoop()
+	h.running.Go(h.sweepLoop)
 	return h
 }
 
-// Admit counts a socket that is about to open, if there is room for it. Dismiss
-// gives its place back.
+// Admit counts a socket that is about to open, if there is room for it. After it
+// comes Remove.
 func (h *Hub) Admit(address string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -114,22 +106,13 @@ func (h *Hub) Admit(address string) error {
 	case h.closed:
 		return errHubClosed
 	case h.maxSockets > 0 && h.open >= h.maxSockets:
-		return errFull
+		return refuse(http.StatusServiceUnavailable, "full")
 	case h.maxPerAddress > 0 && h.addresses[address] >= h.maxPerAddress:
-		return errFullAddress
+		return refuse(http.StatusTooManyRequests, "full_address")
 	}
 	h.open++
 	h.addresses[address]++
 	return nil
-}
-
-func (h *Hub) Dismiss(address string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.open--
-	if h.addresses[address]--; h.addresses[address] == 0 {
-		delete(h.addresses, address)
-	}
 }
 
 // Add makes m known: from now on the sweeper looks after its connection, and
@@ -144,18 +127,22 @@ func (h *Hub) Add(m *member) error {
 	m.slot = len(h.members) % pingSlots
 	m.traffic = &h.traffic
 	h.members[m] = struct{}{}
-	h.sockets.Add(1)
+	h.running.Add(1)
 	return nil
 }
 
-// Remove undoes Add and Join, whether they succeeded or not.
+// Remove undoes Admit and, whether they succeeded or not, Add and Join.
 func (h *Hub) Remove(m *member) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.open--
+	if h.addresses[m.address]--; h.addresses[m.address] == 0 {
+		delete(h.addresses, m.address)
+	}
 	if _, ok := h.members[m]; ok {
 		h.leave(m)
 		delete(h.members, m)
-		h.sockets.Done()
+		h.running.Done()
 	}
 }
 
@@ -167,27 +154,30 @@ func (h *Hub) Last() int64 {
 	return h.last
 }
 
-// Join puts m into its room and returns what Last does: m gets every later event,
-// and no other.
+// Join puts m into its room, unless it may not read, and returns what Last does: m gets every
+// later event, and no other.
 func (h *Hub) Join(m *member) (last int64, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.closed {
+	switch {
+	case h.closed:
 		return 0, errHubClosed
+	case !m.may(scopeRead):
+		return m.from, nil
 	}
 	h.joins.Add(1)
 	m.place = len(h.rooms[m.room])
 	h.rooms[m.room] = append(h.rooms[m.room], m)
-	if m.user.ID != 0 {
-		p := h.users[m.user.ID]
+	if m.User.ID != 0 {
+		p := h.users[m.User.ID]
 		if p == nil {
-			p = &presence{name: m.user.Name}
-			h.users[m.user.ID] = p
+			p = &presence{name: m.User.Name}
+			h.users[m.User.ID] = p
 		}
 		p.members = append(p.members, m)
-		h.news[m.user.ID] = struct{}{}
+		h.news[m.User.ID] = struct{}{}
 	}
-	if m.room == followsRooms && m.user.Only == 0 {
+	if m.room == followsRooms && m.Only == 0 {
 		m.push(h.everyone)
 	}
 	return h.last, nil
@@ -207,10 +197,10 @@ func (h *Hub) leave(m *member) {
 	if h.rooms[m.room] = room[:last]; last == 0 {
 		delete(h.rooms, m.room)
 	}
-	if p := h.users[m.user.ID]; p != nil {
+	if p := h.users[m.User.ID]; p != nil {
 		p.members = slices.DeleteFunc(p.members, func(o *member) bool { return o == m })
 		p.left = time.Now()
-		h.news[m.user.ID] = struct{}{}
+		h.news[m.User.ID] = struct{}{}
 	}
 }
 
@@ -246,7 +236,7 @@ func (h *Hub) Publish(events []Event) {
 			}
 			continue
 		case KindJoin:
-			h.admit(e)
+			h.insiders[[2]int64{e.Room.ID, e.Author.ID}] = true
 		case KindLeave:
 			flush(i + 1) // those who leave hear it too
 			h.expel(e)
@@ -270,18 +260,11 @@ func privacy(e *Event) int64 {
 	return 0
 }
 
-// admit and expel need h.mu.
-func (h *Hub) admit(e *Event) {
-	if h.insiders[e.Room.ID] == nil {
-		h.insiders[e.Room.ID] = make(map[int64]bool)
-	}
-	h.insiders[e.Room.ID][e.Author.ID] = true
-}
-
+// expel needs h.mu.
 func (h *Hub) expel(e *Event) {
-	delete(h.insiders[e.Room.ID], e.Author.ID)
+	delete(h.insiders, [2]int64{e.Room.ID, e.Author.ID})
 	for _, m := range slices.Clone(h.rooms[e.Room.ID]) {
-		if m.user.ID == e.Author.ID {
+		if m.User.ID == e.Author.ID {
 			h.leave(m)
 			m.close(closePolicy, "no longer a member")
 		}
@@ -296,7 +279,7 @@ func (h *Hub) Sees(u User, r Room) bool {
 }
 
 func (h *Hub) sees(u User, r Room) bool {
-	return (u.Only == 0 || u.Only == r.ID) && (!r.Private && !u.Confined || h.insiders[r.ID][u.ID])
+	return (u.Only == 0 || u.Only == r.ID) && (!r.Private && !u.Confined || h.insiders[[2]int64{r.ID, u.ID}])
 }
 
 // deliver encodes events, of public rooms or of one private one, once per dialect
@@ -313,13 +296,13 @@ func (h *Hub) deliver(members []*member, events []Event) {
 	batches := make(map[*dialect]batch, 1)
 	delivered := 0
 	for _, m := range members {
-		if m.user.limited() {
-			f, n := m.dialect.frames(slices.DeleteFunc(slices.Clone(events), func(e Event) bool { return !h.sees(m.user, e.Room) }))
+		if m.limited() {
+			f, n := m.dialect.frames(slices.DeleteFunc(slices.Clone(events), func(e Event) bool { return !h.sees(m.User, e.Room) }))
 			m.push(f)
 			delivered += n
 			continue
 		}
-		if !h.sees(m.user, events[0].Room) {
+		if !h.sees(m.User, events[0].Room) {
 			continue
 		}
 		b, ok := batches[m.dialect]
@@ -379,20 +362,21 @@ func (h *Hub) drop(m *member) {
 // the server restarts (1012), and waits for it.
 func (h *Hub) Close() {
 	h.mu.Lock()
-	if h.closed {
-		h.mu.Unlock()
-		return
-	}
 	h.closed = true
 	for m := range h.members {
 		m.conn.SetReadDeadline(time.Now()) // its reader returns, sees ending and says goodbye
 	}
 	h.mu.Unlock()
-	impatient := time.AfterFunc(goodbyeWait, h.cutAll)
-	h.sockets.Wait()
-	impatient.Stop()
 	close(h.stop)
-	<-h.swept
+	impatient := time.AfterFunc(goodbyeWait, func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		for m := range h.members {
+			m.conn.Close()
+		}
+	})
+	h.running.Wait()
+	impatient.Stop()
 }
 
 // ending reports whether Close has begun.
@@ -402,16 +386,7 @@ func (h *Hub) ending() bool {
 	return h.closed
 }
 
-func (h *Hub) cutAll() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for m := range h.members {
-		m.conn.Close()
-	}
-}
-
 func (h *Hub) sweepLoop() {
-	defer close(h.swept)
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
 	for slot := 0; ; slot = (slot + 1) % pingSlots {
@@ -438,7 +413,7 @@ func (h *Hub) sweep(slot int) {
 		switch {
 		case late(m.writing.Load(), writeWait), late(m.began.Load(), messageWait), late(m.heard.Load(), deadAfter):
 			m.conn.Close()
-		case !m.expires.IsZero() && !clock.Before(m.expires):
+		case !m.Expires.IsZero() && !clock.Before(m.Expires):
 			h.drop(m)
 		case m.slot == slot && m.dialect.stream:
 			m.push(m.dialect.idle)
@@ -479,7 +454,7 @@ func (h *Hub) announce() {
 	f.Type = "presence"
 	frame := textFrame(f)
 	for _, m := range h.rooms[followsRooms] {
-		if m.user.Only == 0 { // a token for one room says nothing about others
+		if m.Only == 0 { // a token for one room says nothing about others
 			m.push(frame)
 		}
 	}

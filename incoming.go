@@ -37,11 +37,7 @@ func bodyLimit(r *http.Request) int64 {
 // signer finds who signed a request. It reads the body and puts it back.
 func (s *server) signer(r *http.Request, signature string) (visitor, error) {
 	bad := refuse(http.StatusUnauthorized, "bad_signature")
-	id, _, err := parseID(r.URL.Query().Get("key"))
-	if err != nil {
-		return visitor{}, bad
-	}
-	hash, err := s.store.SigningKey(r.Context(), id)
+	hash, err := s.store.SigningKey(r.Context(), r.URL.Query().Get("key"))
 	if err != nil {
 		return visitor{}, instead(err, ErrNotFound, bad)
 	}
@@ -59,7 +55,7 @@ func (s *server) signer(r *http.Request, signature string) (visitor, error) {
 }
 
 // SigningKey returns the hash of a token that may be used for signatures, or ErrNotFound.
-func (s *Store) SigningKey(ctx context.Context, id int64) (hash []byte, err error) {
+func (s *Store) SigningKey(ctx context.Context, id string) (hash []byte, err error) {
 	err = s.queryRow(ctx, `
 		SELECT t.hash FROM tokens t JOIN users u ON u.id = t.user
 		WHERE t.id = ? AND t.revoked IS NULL AND t.scope = 'post' AND t.room IS NOT NULL AND u.bot`, id).Scan(&hash)

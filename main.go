@@ -50,7 +50,7 @@ const usage = `chatd is a team-chat daemon: one binary, one data directory.
   chatd token add -bot NAME          … as a bot, which is made if it is not there
   chatd token list
   chatd token revoke ID
-  chatd tail ROOM [-n 10] [-json]    print what was and is said in a room
+  chatd tail ROOM [-n 10]            print what was and is said in a room
   chatd say ROOM [TEXT...]           say it, or each line of standard input
   chatd chat ROOM                    both
   chatd backup FILE [-f]             keep all that there is in one file; -f: replace it

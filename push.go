@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -55,96 +54,69 @@ type pusher struct {
 
 // run pushes until ctx is done.
 func (p *pusher) run(ctx context.Context) {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-p.wake:
-		case <-timer.C:
-		}
-		next, err := p.round()
+	for ctx.Err() == nil {
+		wait, err := p.store.pushNext()
 		if err != nil {
 			p.log.Error("push", "err", err)
-			next = time.Now().Add(pushRetry)
+			wait = pushRetry
 		}
-		timer.Reset(time.Until(next))
+		select {
+		case <-ctx.Done():
+		case <-p.wake:
+		case <-time.After(wait):
+		}
 	}
 }
 
-// round says what is due, each push's words once, and returns when to look again.
-func (p *pusher) round() (next time.Time, err error) {
-	due, next, err := p.store.duePushes(context.Background())
-	if err != nil || len(due) == 0 {
-		return next, err
+// pushNext lets the push speak whose turn it is, if it is time, and returns how long
+// to wait before the next call.
+func (s *Store) pushNext() (wait time.Duration, err error) {
+	var id int64
+	var due time.Time
+	err = s.queryRow(context.Background(), "SELECT id, due FROM pushes WHERE ended IS NULL ORDER BY due LIMIT 1").Scan(&id, millis{&due})
+	if err != nil {
+		return maxPushEvery, instead(err, ErrNotFound, nil)
 	}
-	answers := make(chan error, len(due))
-	for _, id := range due {
-		err := p.store.enqueue(&job{
-			apply: func(w *writer, e *Event) error { return w.push(id, e) },
-			done:  func(_ Event, err error) { answers <- err },
-		})
-		if err != nil {
-			answers <- err
-		}
+	if wait = time.Until(due); wait > 0 {
+		return wait, nil
 	}
-	for range due {
-		if e := <-answers; !errors.Is(e, ErrNotFound) { // stopped just now
-			err = cmp.Or(err, e)
-		}
-	}
-	return time.Now(), err // the table knows better when it is the next one's turn
+	err = s.update(func(w *writer) error { return w.push(id) })
+	return 0, instead(err, ErrNotFound, nil) // stopped just now
 }
 
-// duePushes returns the ids of those that have to speak now, and when one of the
-// others has to.
-func (s *Store) duePushes(ctx context.Context) (ids []int64, next time.Time, err error) {
-	now := time.Now()
-	type turn struct {
-		id  int64
-		due time.Time
-	}
-	all, err := collect(ctx, s.read, func(t *turn) []any { return []any{&t.id, millis{&t.due}} }, "SELECT id, due FROM pushes WHERE ended IS NULL ORDER BY due")
-	for _, t := range all {
-		if t.due.After(now) {
-			return ids, t.due, nil
-		}
-		ids = append(ids, t.id)
-	}
-	return ids, now.Add(maxPushEvery), err
-}
-
-// push makes e the next message of a push, and counts it in the same transaction:
-// so a crash neither repeats one nor leaves one out. If who started it may not speak
-// in the room any more, it ends and e stays empty. The error is ErrNotFound if it
-// has ended before.
-func (w *writer) push(id int64, e *Event) error {
+// push says the next message of a push, and counts it in the same transaction: so a
+// crash neither repeats one nor leaves one out. It ends if who started it may not speak
+// in the room any more. The error is ErrNotFound if it has ended before.
+func (w *writer) push(id int64) error {
 	var text string
 	var done int
 	var room Room
 	var u User
 	err := w.queryRow("SELECT p.text, p.done + 1, "+roomColumns+", "+userColumns+`
-		FROM pushes p JOIN users u ON u.id = p.user JOIN rooms r ON r.id = p.room WHERE p.id = ? AND p.ended IS NULL`, id).Scan(u.columns(room.columns(&text, &done)...)...)
+		FROM pushes p JOIN users u ON u.id = p.user JOIN rooms r ON r.id = p.room WHERE p.id = ? AND p.ended IS NULL`, id).
+		Scan(u.columns(room.columns(&text, &done)...)...)
 	if err != nil {
 		return err
 	}
-	said := Event{
-		Kind: KindMessage, Room: room, Author: u.author(),
-		CID: fmt.Sprintf("push-%d-%d", id, done), Time: w.now, Body: pushText(text, w.now, room), Pushed: true,
-	}
-	if err = w.checkRoom(&said); err == nil && u.gone() {
-		err = ErrForbidden
-	}
-	if err == nil {
-		err = w.append(&said, "")
+	if err = ErrForbidden; !u.gone() {
+		err = w.say(Event{Room: room, Author: u.author(), CID: fmt.Sprintf("push-%d-%d", id, done), Body: pushText(text, w.now, room)})
 	}
 	switch {
 	case err == nil:
-		*e = said
-		return w.exec("UPDATE pushes SET done = done + 1, due = ?1 + every, ended = CASE WHEN done + 1 >= times THEN ?1 END WHERE id = ?2", w.now.UnixMilli(), id)
+		return w.exec("UPDATE pushes SET done = done + 1, due = ?1 + every, ended = CASE WHEN done + 1 >= times THEN ?1 END WHERE id = ?2",
+			w.now.UnixMilli(), id)
 	case isOwnFault(err):
 		return w.exec("UPDATE pushes SET ended = ? WHERE id = ?", w.now.UnixMilli(), id)
+	}
+	return err
+}
+
+// say makes a message of a program the running job's event, which is published.
+func (w *writer) say(e Event) error {
+	e.Kind, e.Time, e.Pushed = KindMessage, w.now, true
+	err := w.message(&e)
+	if err == nil {
+		w.job.event = e
 	}
 	return err
 }
@@ -212,9 +184,7 @@ func (s *server) handlePushes(w http.ResponseWriter, r *http.Request, v visitor)
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, struct {
-		Pushes []Push `json:"pushes"`
-	}{pushes})
+	return writeJSON(w, http.StatusOK, map[string][]Push{"pushes": pushes})
 }
 
 // handlePush starts a push, or ends the one whose id is in stop.

@@ -149,12 +149,12 @@ func (s *Store) Memberships(ctx context.Context) ([]Event, error) {
 	return collect(ctx, s.read, func(e *Event) []any {
 		e.Kind = KindJoin
 		return e.Room.columns(&e.Author.ID, &e.Author.Name)
-	}, "SELECT u.id, u.name, "+roomColumns+" FROM members m JOIN users u ON u.id = m.user JOIN rooms r ON r.id = m.room")
+	}, "SELECT u.id, u.name, "+roomColumns+" FROM members m JOIN users u ON u.id = m.User JOIN rooms r ON r.id = m.room")
 }
 
 // Members returns the names of a room's members, sorted.
 func (s *Store) Members(ctx context.Context, room int64) ([]string, error) {
-	return collect(ctx, s.read, only[string], "SELECT u.name FROM members m JOIN users u ON u.id = m.user WHERE m.room = ? ORDER BY u.key", room)
+	return collect(ctx, s.read, only[string], "SELECT u.name FROM members m JOIN users u ON u.id = m.User WHERE m.room = ? ORDER BY u.key", room)
 }
 
 // CreateRoom makes a public room, or returns the one that has the name. If that is

@@ -335,7 +335,7 @@ func TestProxyHeader(t *testing.T) {
 		if _, err := s.store.ChangeUser(User{}, ann.ID, "user.deactivate", ""); err != nil {
 			t.Fatal(err)
 		}
-		s.hub.Drop(func(m *member) bool { return m.user.ID == ann.ID })
+		s.hub.Drop(func(m *member) bool { return m.User.ID == ann.ID })
 		if !p.ended() || other.ended() {
 			t.Error("not the socket of the deactivated user, and no other, ended")
 		}

@@ -82,13 +82,8 @@ func hijack(w http.ResponseWriter, limit int) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A client that does not wait for the answer may have sent frames already.
 	var in io.Reader = raw
-	if n := rw.Reader.Buffered(); n > 0 {
-		early, err := rw.Reader.Peek(n)
-		if err != nil {
-			return nil, err
-		}
+	if early, _ := rw.Reader.Peek(rw.Reader.Buffered()); len(early) > 0 { // from a client that does not wait for the answer
 		in = io.MultiReader(bytes.NewReader(bytes.Clone(early)), raw)
 	}
 	c := &Conn{outbox: outbox{conn: raw, most: outboxMost}, br: bufio.NewReaderSize(in, readBuffer), limit: limit}
@@ -110,11 +105,8 @@ func (c *Conn) handshake(r *http.Request, protocol string) error {
 		"Sec-Websocket-Version": {"13"},
 		"Sec-Websocket-Key":     {r.Header.Get("Sec-Websocket-Key")},
 	}}
+	extra := http.Header{requestHeader: {requestID(r.Context())}}
 	var chosen []string
-	var extra http.Header
-	if id := requestID(r.Context()); id != "" {
-		extra = http.Header{requestHeader: {id}}
-	}
 	if hasToken(r.Header, "Sec-Websocket-Protocol", protocol) {
 		chosen = []string{protocol}
 	}
@@ -167,14 +159,8 @@ func checkHandshake(answer http.Header, r *http.Request) error {
 
 // hasToken looks for a token in a comma-separated header, over all its lines.
 func hasToken(h http.Header, name, token string) bool {
-	for _, line := range h.Values(name) {
-		for t := range strings.SplitSeq(line, ",") {
-			if strings.EqualFold(strings.TrimSpace(t), token) {
-				return true
-			}
-		}
-	}
-	return false
+	tokens := strings.Split(strings.Join(h.Values(name), ","), ",")
+	return slices.ContainsFunc(tokens, func(t string) bool { return strings.EqualFold(strings.TrimSpace(t), token) })
 }
 
 // hijacked is the ResponseWriter of a connection that has been taken over.

@@ -112,12 +112,10 @@ func (w *writer) userByName(name string) (u User, err error) {
 // tokenUser returns whose token t is to be, and makes the bot if need be.
 func (w *writer) tokenUser(t Token, creator User) (u User, err error) {
 	u, err = w.userByName(t.User)
-	if t.Bot && errors.Is(err, ErrNotFound) {
-		return w.createBot(t.User)
-	}
 	switch {
+	case t.Bot && errors.Is(err, ErrNotFound):
+		return w.createBot(t.User)
 	case err != nil:
-		return u, err
 	case !t.Bot && (u.Bot || u.Role == RoleGuest || u.gone()):
 		return u, ErrNotFound
 	case t.Bot && (!u.Bot || u.gone()):
@@ -241,12 +239,7 @@ func (s *server) handleTokens(w http.ResponseWriter, r *http.Request, v visitor)
 	if v.Role == RoleGuest {
 		return ErrForbidden
 	}
-	var p page
-	var err error
-	p.Made, err = s.changeTokens(r, v, Token{User: v.Name, Room: strings.TrimSpace(r.PostFormValue("room"))}, Room{})
-	if err != nil {
-		p.Form = formOf(r, "label", "scope", "room", "days")
-	}
+	p, err := s.changeTokens(r, v, Token{User: v.Name, Room: strings.TrimSpace(r.PostFormValue("room"))}, Room{})
 	return s.showAccount(w, r, v, err, p)
 }
 
@@ -255,18 +248,15 @@ func (s *server) handleBots(w http.ResponseWriter, r *http.Request, v visitor, r
 	if !room.managedBy(v.User) {
 		return ErrForbidden
 	}
-	var p page
-	var err error
-	p.Made, err = s.changeTokens(r, v, Token{Bot: true, Room: room.Name}, room)
-	if err != nil {
-		p.Form = formOf(r, "username", "label", "scope", "days")
-	}
+	p, err := s.changeTokens(r, v, Token{Bot: true, Room: room.Name}, room)
 	return s.showAbout(w, r, v, room, err, p)
 }
 
 // changeTokens does what the form of a page with tokens asks: it makes t with what
-// is in the form, or revokes a token, as RevokeToken does, and closes its sockets.
-func (s *server) changeTokens(r *http.Request, v visitor, t Token, room Room) (made *madeToken, err error) {
+// is in the form, or revokes a token, as RevokeToken does, and closes its sockets. p has
+// the new token, or the form.
+func (s *server) changeTokens(r *http.Request, v visitor, t Token, room Room) (p page, err error) {
+	p.Form = formOf(r, "username", "label", "scope", "room", "days")
 	if r.PostFormValue("action") == "revoke" {
 		id, _, err := numberOf(r, "id")
 		if err == nil {
@@ -275,16 +265,16 @@ func (s *server) changeTokens(r *http.Request, v visitor, t Token, room Room) (m
 		if err == nil {
 			s.hub.Drop(func(m *member) bool { return m.token == id })
 		}
-		return nil, err
+		return p, err
 	}
 	if t.Bot {
 		if t.User, err = ownName(r); err != nil {
-			return nil, err
+			return p, err
 		}
 	}
 	days, limited, err := numberOf(r, "days")
 	if err != nil {
-		return nil, err
+		return p, err
 	}
 	if limited {
 		t.Expires = time.Now().AddDate(0, 0, int(min(days, 10_000)))
@@ -294,22 +284,22 @@ func (s *server) changeTokens(r *http.Request, v visitor, t Token, room Room) (m
 	}
 	t.Scope, t.Label, t.Creator = r.PostFormValue("scope"), strings.TrimSpace(r.PostFormValue("label")), v.Name
 	if err := s.posts.check("tokens of user " + v.Name); err != nil {
-		return nil, err
+		return p, err
 	}
 	secret, err := s.store.CreateToken(t)
 	if err != nil {
-		return nil, instead(err, ErrNotFound, refuse(http.StatusNotFound, "unknown_room"))
+		return p, instead(err, ErrNotFound, refuse(http.StatusNotFound, "unknown_room"))
 	}
 	curl := fmt.Sprintf(`curl -H "Authorization: Bearer %s" `, secret)
 	address := s.urlFor(r) + roomPath(cmp.Or(t.Room, lobby))
-	made = &madeToken{Secret: secret}
+	made := &madeToken{Secret: secret}
 	if t.Posts() {
 		made.Lines = append(made.Lines, curl+"-d hello "+address)
 	}
 	if t.Reads() {
 		made.Lines = append(made.Lines, curl+"-N "+address)
 	}
-	return made, nil
+	return page{Made: made}, nil
 }
 
 // token is `chatd token`: it works on the database, whether or not chatd runs.

@@ -282,6 +282,31 @@ func TestOneRoomToken(t *testing.T) {
 	})
 }
 
+// Who may only post hears what came of that, and nothing else.
+func TestPostingToken(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, dir, false)
+		s.room("lobby")
+		secret, err := s.store.CreateToken(Token{User: "ann", Scope: scopePost})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.tell("bob", "lobby", "private before")
+		for path, hello := range map[string]string{"/ws": `{"type":"hello"}`, "/ws/lobby/": "hello", "/ws/chat/lobby/?since=0": `{"message":"hello"}`} {
+			p := s.dial(path, "Bearer "+secret)
+			go p.listen()
+			p.send(opText, []byte(hello))
+			synctest.Wait()
+			s.tell("bob", "lobby", "private now")
+			synctest.Wait()
+			if heard := strings.Join(p.takeHeard(), "\n"); strings.Contains(heard, "private") || !strings.Contains(heard, "hello") && !strings.Contains(heard, `"caught_up","id":0`) {
+				t.Errorf("%s: heard %s", path, heard)
+			}
+		}
+	})
+}
+
 // A token ends in the middle of a stream, and we know when it was last used.
 func TestTokenLife(t *testing.T) {
 	dir := t.TempDir()

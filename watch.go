@@ -15,7 +15,7 @@ type grant struct {
 }
 
 func (m *member) grant() grant {
-	return grant{m.user.ID, string(m.session), m.token}
+	return grant{m.User.ID, string(m.session), m.token}
 }
 
 // watchOthers does what has to follow when another process, such as `chatd token`,

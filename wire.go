@@ -6,7 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
+	"regexp"
 	"strings"
 	"time"
 	"unicode"
@@ -46,9 +46,6 @@ var told = []struct {
 	{ErrArchived, problem{403, "archived", nil}},
 	{ErrTaken, problem{409, "name_taken", nil}},
 	{ErrClosed, problem{503, "busy", nil}},
-	{errHubClosed, problem{503, "busy", nil}},
-	{errFull, problem{503, "full", nil}},
-	{errFullAddress, problem{429, "full_address", nil}},
 	{ErrStorage, problem{503, "storage", nil}},
 }
 
@@ -323,21 +320,15 @@ func decodeFrame(msg []byte) (f clientFrame, err error) {
 		return f, refuse(400, "bad_json")
 	}
 	f.Message = cmp.Or(f.Message, f.Text)
-	if len(f.CID) > maxCID {
-		f.CID = ""
-		return f, refuse(400, "bad_cid", maxCID)
-	}
 	return f, nil
-}
-
-// needsRoom tells what cannot leave the room out, as it names no message.
-func (f clientFrame) needsRoom() bool {
-	return slices.Contains([]Kind{KindMessage, KindRead, KindTyping}, Kind(f.Type))
 }
 
 // event makes of a frame of chatd.v1 the event that it asks for.
 func (f clientFrame) event(author User, room Room) (Event, error) {
 	e := Event{Kind: Kind(f.Type), Room: room, Author: author, CID: f.CID, Target: f.ID}
+	if len(f.CID) > maxCID {
+		return e, refuse(400, "bad_cid", maxCID)
+	}
 	switch e.Kind {
 	case KindMessage:
 		e.Target, e.Body = f.ReplyTo, f.Message
@@ -379,22 +370,14 @@ func checkMessage(text string) error {
 func roomName(s string) (string, error) { return cleanName(s, maxRoomName, "bad_room") }
 func userName(s string) (string, error) { return cleanName(s, maxUserName, "bad_user") }
 
+var nameRule = regexp.MustCompile(`^[\pL\pM\p{Nd} ._-]*[\pL\p{Nd}][\pL\pM\p{Nd} ._-]*$`)
+
 // cleanName accepts letters, their marks and digits of any script, single
 // spaces, and -_. of which a name cannot consist.
 func cleanName(s string, limit int, code string) (string, error) {
 	name := strings.Join(strings.Fields(s), " ")
-	speaks := false
-	for _, r := range name {
-		switch {
-		case unicode.Is(unicode.Other_Default_Ignorable_Code_Point, r): // some letters are invisible
-			return "", refuse(400, code, limit)
-		case unicode.IsLetter(r) || unicode.IsDigit(r):
-			speaks = true
-		case !unicode.IsMark(r) && !strings.ContainsRune(" -_.", r):
-			return "", refuse(400, code, limit)
-		}
-	}
-	if !speaks || !utf8.ValidString(s) || utf8.RuneCountInString(name) > limit {
+	invisible := func(r rune) bool { return unicode.Is(unicode.Other_Default_Ignorable_Code_Point, r) } // some letters are
+	if !nameRule.MatchString(name) || strings.ContainsFunc(name, invisible) || utf8.RuneCountInString(name) > limit {
 		return "", refuse(400, code, limit)
 	}
 	return name, nil
