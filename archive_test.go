@@ -31,9 +31,9 @@ func TestArchive(t *testing.T) {
 		}
 		pages[filepath.Base(file)] = string(b)
 	}
-	text := ""
+	var text strings.Builder
 	for _, page := range pages {
-		text += page
+		text.WriteString(page)
 		for _, link := range regexp.MustCompile(`(?:href|src)="([^"#]+)"`).FindAllStringSubmatch(page, -1) {
 			if pages[link[1]] == "" {
 				t.Errorf("a link to %q, where nothing is", link[1])
@@ -44,12 +44,12 @@ func TestArchive(t *testing.T) {
 		t.Errorf("%v; the last room should have two pages", files)
 	}
 	for _, want := range []string{"你好 &lt;b&gt;再见&lt;/b&gt;", "👍 1", "a reply", "大厅", "nobody else"} {
-		if !strings.Contains(text, want) {
+		if !strings.Contains(text.String(), want) {
 			t.Errorf("%q is not in the archive", want)
 		}
 	}
 	for _, never := range []string{"<script", "<b>再见", "pbkdf2", "\"gone\""} {
-		if strings.Contains(text, never) {
+		if strings.Contains(text.String(), never) {
 			t.Errorf("%q is in the archive", never)
 		}
 	}
