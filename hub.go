@@ -359,9 +359,13 @@ func (h *Hub) drop(m *member) {
 }
 
 // Close lets every socket finish what it has sent to the store, tells it that
-// the server restarts (1012), and waits for it.
+// the server restarts (1012), and waits for it. Closing twice is harmless.
 func (h *Hub) Close() {
 	h.mu.Lock()
+	if h.closed {
+		h.mu.Unlock()
+		return
+	}
 	h.closed = true
 	for m := range h.members {
 		m.conn.SetReadDeadline(time.Now()) // its reader returns, sees ending and says goodbye
