@@ -43,7 +43,7 @@ func (x *exporter) archive(ctx context.Context, dir string) error {
 	write := func(file string, p archivePage) error {
 		p.Lang = lang
 		var b bytes.Buffer
-		if err := s.pages[lang]["archive.html"].ExecuteTemplate(&b, "archive.html", p); err != nil {
+		if err := s.pages[lang]["archive.html"]().ExecuteTemplate(&b, "archive.html", p); err != nil {
 			return err
 		}
 		return os.WriteFile(filepath.Join(dir, file), b.Bytes(), 0o600)

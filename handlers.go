@@ -67,9 +67,9 @@ type server struct {
 
 	gzips   sync.Pool // of *gzip.Writer
 	assets  map[string]asset
-	version string                                   // of the assets
-	words   map[string]catalogue                     // by language
-	pages   map[string]map[string]*template.Template // by language and file
+	version string                                          // of the assets
+	words   map[string]catalogue                            // by language
+	pages   map[string]map[string]func() *template.Template // by language and file
 }
 
 // handler is an http.Handler that knows who asks, and returns what went wrong.

@@ -15,6 +15,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -191,7 +192,7 @@ func (s *server) render(w http.ResponseWriter, r *http.Request, v visitor, statu
 		}
 	}
 	var b bytes.Buffer
-	if err := s.pages[p.Lang][file].Execute(&b, p); err != nil {
+	if err := s.pages[p.Lang][file]().Execute(&b, p); err != nil {
 		s.log.ErrorContext(r.Context(), "render", "file", file, "err", err)
 		http.Error(w, s.words[p.Lang].text("error.internal"), http.StatusInternalServerError)
 		return nil
@@ -200,11 +201,12 @@ func (s *server) render(w http.ResponseWriter, r *http.Request, v visitor, statu
 	return nil
 }
 
-// loadPages reads templates, catalogues and assets out of the binary.
+// loadPages reads templates, catalogues and assets out of the binary. What takes time is
+// done when it is first asked for.
 func (s *server) loadPages() error {
 	s.words = make(map[string]catalogue)
 	s.assets = make(map[string]asset)
-	s.pages = make(map[string]map[string]*template.Template)
+	s.pages = make(map[string]map[string]func() *template.Template)
 	names, err := fs.Glob(files, "templates/*")
 	if err != nil {
 		return err
@@ -218,7 +220,7 @@ func (s *server) loadPages() error {
 		base, ext := path.Base(name), path.Ext(name)
 		switch ext {
 		case ".css", ".js", ".svg", ".png":
-			s.assets[base] = asset{content, s.compress(content), mime.TypeByExtension(ext)}
+			s.assets[base] = asset{content, sync.OnceValue(func() []byte { return s.compress(content) }), mime.TypeByExtension(ext)}
 			hash.Write(content)
 		case ".json":
 			var words catalogue
@@ -230,7 +232,7 @@ func (s *server) loadPages() error {
 	}
 	s.version = hex.EncodeToString(hash.Sum(nil)[:8])
 	for lang, words := range s.words {
-		s.pages[lang] = make(map[string]*template.Template)
+		s.pages[lang] = make(map[string]func() *template.Template)
 		shared, err := template.New("base.html").Funcs(s.functions(words)).ParseFS(files, "templates/base.html", "templates/tokens.html")
 		if err != nil {
 			return err
@@ -239,11 +241,9 @@ func (s *server) loadPages() error {
 			if path.Ext(name) != ".html" {
 				continue
 			}
-			t, err := template.Must(shared.Clone()).ParseFS(files, name)
-			if err != nil {
-				return err
-			}
-			s.pages[lang][path.Base(name)] = t
+			s.pages[lang][path.Base(name)] = sync.OnceValue(func() *template.Template {
+				return template.Must(template.Must(shared.Clone()).ParseFS(files, name))
+			})
 		}
 	}
 	return nil
@@ -327,8 +327,9 @@ func (v visitor) language(r *http.Request) string {
 // asset is a file that pages refer to. Its path has the version of all of them,
 // so that it can be cached for ever, and what a module imports is of its version.
 type asset struct {
-	content, zipped []byte
-	contentType     string
+	content     []byte
+	zipped      func() []byte
+	contentType string
 }
 
 // handleAsset needs no visitor: those whom we do not let in see pages too.
@@ -343,7 +344,7 @@ func (s *server) handleAsset(w http.ResponseWriter, r *http.Request) {
 	h.Set("Vary", "Accept-Encoding")
 	content, tag := a.content, s.version
 	if takesGzip(r) && r.Header.Get("Range") == "" { // parts are of what they are parts of
-		content, tag = a.zipped, s.version+"-gzip"
+		content, tag = a.zipped(), s.version+"-gzip"
 		h.Set("Content-Encoding", "gzip")
 	}
 	h.Set("ETag", `"`+tag+`"`)
