@@ -18,6 +18,7 @@ const (
 	indexRows  = 128         // of the log, that are indexed at once: about 2 ms
 	indexBytes = 16 << 10    // of text, likewise
 	indexPause = 9           // while others wait for the writer, this many times as long as it took
+	mergePages = 32          // of the index, that may be merged with others at once: a few ms
 	purgePages = 64          // of the index, written anew at once
 )
 
@@ -60,7 +61,13 @@ func (w *writer) index() (upTo int64, err error) {
 		}
 	}
 	upTo = rows[len(rows)-1].id
-	return upTo, cmp.Or(w.addToIndex(rows), w.exec("UPDATE indexed SET id = ?", upTo))
+	if err := w.addToIndex(rows); err != nil {
+		return 0, err
+	}
+	// The engine would merge much at once, now and then, and somebody's message would wait for it.
+	return upTo, w.exec(`
+		INSERT INTO search (search, rank) VALUES ('merge', ?1);
+		UPDATE indexed SET id = ?2`, mergePages, upTo)
 }
 
 // indexRow is what the index needs of a row of the log.

@@ -132,6 +132,7 @@ CREATE INDEX log_about ON log (target) WHERE kind != 'message';
 CREATE INDEX deliveries_by_event ON deliveries (event);
 CREATE INDEX deliveries_by_reply ON deliveries (reply);
 CREATE VIRTUAL TABLE search USING fts5 (text, pairs, tags, content='', contentless_delete=1, tokenize='ascii');
+INSERT INTO search (search, rank) VALUES ('automerge', 0);
 CREATE TABLE indexed (
   id INTEGER NOT NULL,
   stale INTEGER NOT NULL

@@ -116,6 +116,7 @@ CREATE INDEX log_mentions ON log (room) WHERE kind = 'message' AND instr(body, '
 -- What can be found: the words of each message, pairs of Chinese characters, and tags
 -- (see index.go), under its id in the log. The words are cut and folded there, and the text is not kept here.
 CREATE VIRTUAL TABLE search USING fts5 (text, pairs, tags, content='', contentless_delete=1, tokenize='ascii');
+INSERT INTO search (search, rank) VALUES ('automerge', 0); -- index.go merges its parts, a little at a time
 CREATE TABLE indexed (
   id    INTEGER NOT NULL,        -- the one row: search has the log up to here
   stale INTEGER NOT NULL         -- messages that were taken out of it, and of which its pages still have words
