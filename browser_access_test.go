@@ -258,6 +258,7 @@ func TestBrowserRoomLooks(t *testing.T) {
 	light := alice.script(background)
 	alice.click(".menu summary")
 	alice.click("[name=theme][value=dark]")
+	alice.wait(`document.documentElement.dataset.theme === "dark"`)
 	if alice.script(background) == light {
 		t.Error("it is as light as before")
 	}
@@ -270,6 +271,7 @@ func TestBrowserRoomLooks(t *testing.T) {
 
 	alice.click(".menu summary")
 	alice.click("[name=lang][value=zh]")
+	alice.wait(`document.documentElement.lang === "zh"`)
 	alice.resize(320, 640, true)
 	alice.open(d.url(fmt.Sprintf("/chat/lab/?at=%v#m%v", first, first)))
 	alice.waitOnline()
