@@ -126,7 +126,19 @@ func (s *server) routes() http.Handler {
 	handle("GET /admin/rooms/{$}", s.adminOnly(s.handleAdminRooms))
 	handle("GET /admin/audit/{$}", s.adminOnly(s.handleAudit))
 
-	// chatd.v1, and the formats of the tutorials' pages.
+	s.socketRoutes(tokened)
+	tokened("GET /", "", func(http.ResponseWriter, *http.Request, visitor) error { return ErrNotFound })
+
+	protected := http.NewCrossOriginProtection()
+	protected.SetDenyHandler(s.handler(func(http.ResponseWriter, *http.Request, visitor) error {
+		return refuse(http.StatusForbidden, "cross_origin")
+	}))
+	return s.secureHeaders(http.StripPrefix(s.base, s.identified(protected.Handler(mux))))
+}
+
+// socketRoutes are chatd.v1 and the formats of the tutorials' pages, and what tells chatd
+// doctor how requests arrive.
+func (s *server) socketRoutes(tokened func(pattern, scope string, h handler)) {
 	tokened("GET /ws", "", s.handleV1)
 	tokened("GET /ws/chat/{room}/{$}", "", s.roomSocket(dialectChat, decodeFrame))
 	tokened("GET /ws/push/{room}", scopeRead, s.roomSocket(dialectPush, parseNothing))
@@ -137,14 +149,6 @@ func (s *server) routes() http.Handler {
 	tokened("GET /chat/doctor/{token}", "", s.handleDoctor)
 	tokened("POST /chat/doctor/{token}", "", s.handleDoctor)
 	tokened("GET /ws/doctor/{token}", "", s.handleDoctor)
-
-	tokened("GET /", "", func(http.ResponseWriter, *http.Request, visitor) error { return ErrNotFound })
-
-	protected := http.NewCrossOriginProtection()
-	protected.SetDenyHandler(s.handler(func(http.ResponseWriter, *http.Request, visitor) error {
-		return refuse(http.StatusForbidden, "cross_origin")
-	}))
-	return s.secureHeaders(http.StripPrefix(s.base, s.identified(protected.Handler(mux))))
 }
 
 // secureHeaders also limits the body.

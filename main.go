@@ -232,7 +232,6 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) (err er
 	}
 	// An fsync keeps a processor of Go's scheduler: with only one, all would wait.
 	runtime.GOMAXPROCS(max(2, runtime.GOMAXPROCS(0)))
-
 	unlock, err := lockData(c.data)
 	if err != nil {
 		return err
