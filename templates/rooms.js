@@ -158,6 +158,7 @@ function onPresence({ all, online = all ?? [], offline = [] }) {
     people.get(name)?.remove();
     people.delete(name);
   }
+  if (all) join(client.username);
   online.forEach(join);
   setText(byId("people-count"), `${people.size}`);
 }
