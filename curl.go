@@ -148,7 +148,7 @@ func (s *server) handlePost(w http.ResponseWriter, r *http.Request, v visitor) e
 	case !wantsPage(r) && err != nil:
 		return err
 	case !wantsPage(r):
-		return writeJSON(w, http.StatusOK, postedFrame{newEventFrame(e), permalink(s.urlFor(r), e)})
+		return s.writeJSON(w, r, http.StatusOK, postedFrame{newEventFrame(e), permalink(s.urlFor(r), e)})
 	case err != nil:
 		p := problemOf(err)
 		return s.showRoom(w, r, v, room, p.status, page{Error: s.sentence(v.language(r), p), Form: map[string]string{"message": in.Message}})
@@ -254,7 +254,7 @@ func (s *server) sendHistory(w http.ResponseWriter, r *http.Request, room Room) 
 	for _, e := range events {
 		h.Messages = append(h.Messages, historyFrame{newEventFrame(e), reactions[e.ID]})
 	}
-	return s.sendJSON(w, r, h)
+	return s.writeJSON(w, r, http.StatusOK, h)
 }
 
 // missed is a page of the log, oldest first.
@@ -283,5 +283,5 @@ func (s *server) sendMissed(w http.ResponseWriter, r *http.Request, v visitor, r
 		answer.Events = append(answer.Events, newEventFrame(e))
 		answer.ID = e.ID
 	}
-	return s.sendJSON(w, r, answer)
+	return s.writeJSON(w, r, http.StatusOK, answer)
 }

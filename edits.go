@@ -52,5 +52,5 @@ func (s *server) handleEdits(w http.ResponseWriter, r *http.Request, v visitor, 
 	for _, e := range edits {
 		frames = append(frames, editFrame{timestamp(e.Time), e.Message})
 	}
-	return s.sendJSON(w, r, map[string]any{"edits": frames})
+	return s.writeJSON(w, r, http.StatusOK, map[string]any{"edits": frames})
 }

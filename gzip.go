@@ -30,12 +30,6 @@ func (s *server) send(w http.ResponseWriter, r *http.Request, status int, conten
 	w.Write(body)
 }
 
-// sendJSON is writeJSON for long answers.
-func (s *server) sendJSON(w http.ResponseWriter, r *http.Request, v any) error {
-	s.send(w, r, http.StatusOK, "application/json", append(encodeJSON(v), '\n'))
-	return nil
-}
-
 func (s *server) compress(content []byte) []byte {
 	var b bytes.Buffer
 	z, ok := s.gzips.Get().(*gzip.Writer)

@@ -240,7 +240,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, v visitor, err err
 	case wantsPage(r):
 		s.render(w, r, v, p.status, "error.html", page{Error: sentence})
 	default:
-		writeJSON(w, p.status, problemFrame{"error", p.code, "", sentence})
+		s.writeJSON(w, r, p.status, problemFrame{"error", p.code, "", sentence})
 	}
 }
 
@@ -258,11 +258,9 @@ func (s *server) sentence(lang string, p *problem) string {
 	return s.words[lang].text("error."+p.code, p.args...)
 }
 
-func writeJSON(w http.ResponseWriter, status int, v any) error {
-	body := encodeJSON(v)
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	w.Write(append(body, '\n'))
+// writeJSON answers with v, one of our own types. It returns nil, for handlers to return.
+func (s *server) writeJSON(w http.ResponseWriter, r *http.Request, status int, v any) error {
+	s.send(w, r, status, "application/json", append(encodeJSON(v), '\n'))
 	return nil
 }
 

@@ -258,10 +258,10 @@ func (s *server) handleHealth(w http.ResponseWriter, r *http.Request) {
 		v, err := s.visitor(r)
 		more = err == nil && v.Role == RoleAdmin
 	}
-	s.sendHealth(w, more)
+	s.sendHealth(w, r, more)
 }
 
-func (s *server) sendHealth(w http.ResponseWriter, more bool) {
+func (s *server) sendHealth(w http.ResponseWriter, r *http.Request, more bool) {
 	v := s.health.check(s.store, s.hub)
 	h, status := health{Status: "ok", Version: version()}, http.StatusOK
 	if v.Why != "" {
@@ -270,7 +270,7 @@ func (s *server) sendHealth(w http.ResponseWriter, more bool) {
 	if more {
 		h.vitals = &v
 	}
-	writeJSON(w, status, h)
+	s.writeJSON(w, r, status, h)
 }
 
 // startDebug serves figures and profiles on addr, if any, to this machine only. stop
@@ -298,7 +298,7 @@ func (s *server) startDebug(addr string) (stop func(), err error) {
 func (s *server) debugRoutes() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", s.handler(s.sendMetrics))
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { s.sendHealth(w, true) })
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { s.sendHealth(w, r, true) })
 	mux.Handle("GET /debug/pprof/", http.DefaultServeMux) // where package pprof puts them
 	return mux
 }

@@ -41,7 +41,7 @@ func (s *server) handleDoctor(w http.ResponseWriter, r *http.Request, v visitor)
 	}
 	s.setCookie(w, r, "doctor", "", time.Second)
 	said := &http.Request{RemoteAddr: r.RemoteAddr, Header: http.Header{"X-Forwarded-For": {forgedAddress}}}
-	return writeJSON(w, http.StatusOK, findings{
+	return s.writeJSON(w, r, http.StatusOK, findings{
 		Proto: r.Proto, Host: r.Host, Header: r.Header, Body: n, Sent: w.Header().Clone(),
 		Peer: r.RemoteAddr, Believed: s.clientAddress(said) == forgedAddress,
 		URL: s.public, Descriptors: descriptors(), MaxConns: s.hub.maxSockets,

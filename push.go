@@ -184,7 +184,7 @@ func (s *server) handlePushes(w http.ResponseWriter, r *http.Request, v visitor)
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, map[string][]Push{"pushes": pushes})
+	return s.writeJSON(w, r, http.StatusOK, map[string][]Push{"pushes": pushes})
 }
 
 // handlePush starts a push, or ends the one whose id is in stop.
@@ -211,7 +211,7 @@ func (s *server) handlePush(w http.ResponseWriter, r *http.Request, v visitor) e
 	case err != nil:
 		return err
 	case !wantsPage(r):
-		return writeJSON(w, http.StatusOK, struct {
+		return s.writeJSON(w, r, http.StatusOK, struct {
 			Status string `json:"status"`
 			Push
 		}{"success", p})

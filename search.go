@@ -337,7 +337,7 @@ func (s *server) handleSearch(w http.ResponseWriter, r *http.Request, v visitor)
 		for _, e := range found {
 			answer.Messages = append(answer.Messages, postedFrame{newEventFrame(e), permalink(s.urlFor(r), e)})
 		}
-		return writeJSON(w, http.StatusOK, answer)
+		return s.writeJSON(w, r, http.StatusOK, answer)
 	}
 	p := &foundPage{Asked: strings.TrimSpace(text) != ""}
 	for _, e := range found {
