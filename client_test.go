@@ -49,7 +49,7 @@ func (d *daemon) frame(c *http.Client, room, frame string) {
 // token makes one for ann.
 func (d *daemon) token(scope string) string {
 	d.t.Helper()
-	store, err := OpenStore(d.dir, func([]Event) {})
+	store, err := OpenStore(d.dir, nil)
 	if err != nil {
 		d.t.Fatal(err)
 	}

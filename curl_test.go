@@ -19,7 +19,7 @@ import (
 // newToken makes a token in a directory that no chatd has to serve yet.
 func newToken(t testing.TB, dir string, k Token) string {
 	t.Helper()
-	store, err := OpenStore(dir, func([]Event) {})
+	store, err := OpenStore(dir, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -78,7 +78,7 @@ func importDjango(ctx context.Context, args []string, stdout, stderr io.Writer) 
 	if err != nil {
 		return fmt.Errorf("%s: %w", words[0], err)
 	}
-	if d.into, err = OpenStore(*data, func([]Event) {}); err != nil {
+	if d.into, err = OpenStore(*data, nil); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.into.Close()) }()

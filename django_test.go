@@ -50,7 +50,7 @@ func TestImport(t *testing.T) {
 	for _, e := range log {
 		result.WriteString(fmt.Sprintf("%s %s %s %s %.40q %d\n", timestamp(e.Time), e.CID, e.Room.Name, e.Author.Name, e.Body, len(e.Body)))
 	}
-	store, err := OpenStore(dir, func([]Event) {})
+	store, err := OpenStore(dir, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

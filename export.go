@@ -57,7 +57,7 @@ func export(ctx context.Context, args []string, stdout, stderr io.Writer) error 
 	if _, err := os.Stat(filepath.Join(*data, "chatd.db")); err != nil {
 		return err
 	}
-	store, err := OpenStore(*data, func([]Event) {})
+	store, err := OpenStore(*data, nil)
 	if err != nil {
 		return err
 	}

@@ -23,7 +23,7 @@ import (
 // is cookieOf(name).
 func newPeople(t testing.TB, dir string, rooms []string, names ...string) {
 	t.Helper()
-	store, err := OpenStore(dir, func([]Event) {})
+	store, err := OpenStore(dir, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -457,7 +457,7 @@ func lastIn(t *testing.T, dir string, db, wal []byte) (last int64) {
 		t.Error(err)
 		return 0
 	}
-	store, err := OpenStore(dir, func([]Event) {})
+	store, err := OpenStore(dir, nil)
 	if err != nil {
 		t.Error(err)
 		return 0

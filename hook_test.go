@@ -368,7 +368,7 @@ func TestStuckHook(t *testing.T) {
 		if s.close(); time.Since(began) > time.Second {
 			t.Errorf("the end took %v", time.Since(began))
 		}
-		store, err := OpenStore(dir, func([]Event) {})
+		store, err := OpenStore(dir, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

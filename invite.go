@@ -262,7 +262,7 @@ func invite(args []string, stdout io.Writer) error {
 	if _, err := parsePublic(*public); err != nil {
 		return err
 	}
-	store, err := OpenStore(*data, func([]Event) {})
+	store, err := OpenStore(*data, nil)
 	if err != nil {
 		return err
 	}

@@ -351,7 +351,7 @@ func TestInviteCommand(t *testing.T) {
 		}
 	}
 	d.stop()
-	store, err := OpenStore(d.dir, func([]Event) {})
+	store, err := OpenStore(d.dir, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

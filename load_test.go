@@ -260,7 +260,7 @@ func TestChurn(t *testing.T) {
 func TestCatchUp(t *testing.T) {
 	dir := t.TempDir()
 	newPeople(t, dir, []string{"lobby"}, "ann")
-	store, err := OpenStore(dir, func([]Event) {})
+	store, err := OpenStore(dir, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -480,7 +480,7 @@ func user(args []string, stdin *os.File, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	store, err := OpenStore(*data, func([]Event) {})
+	store, err := OpenStore(*data, nil)
 	if err != nil {
 		return err
 	}

@@ -340,7 +340,7 @@ func TestCommands(t *testing.T) {
 			t.Errorf("chatd %s: %v, want failure %v and %q in\n%s", test.args, err, test.fails, test.want, out)
 		}
 	}
-	store, err := OpenStore(dir, func([]Event) {})
+	store, err := OpenStore(dir, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

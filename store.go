@@ -65,7 +65,7 @@ type job struct {
 
 // OpenStore opens, or creates, the database in the directory dir and starts its
 // writer. It calls publish after each commit with the events that it brought,
-// always from the same goroutine and in the order of their ids.
+// always from the same goroutine and in the order of their ids; nil: nobody listens.
 //
 // publish is the channel layer: in one process it is Hub.Publish. A second node
 // would pass a func that sends to a bus, and feed its own hub from there; what a
@@ -73,6 +73,9 @@ type job struct {
 func OpenStore(dir string, publish func([]Event)) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
+	}
+	if publish == nil {
+		publish = func([]Event) {}
 	}
 	path := filepath.Join(dir, "chatd.db")
 	dsn := fmt.Sprintf("file:%s?_pragma=busy_timeout(%d)&_pragma=journal_mode(WAL)&_pragma=foreign_keys(1)", path, lockWait)

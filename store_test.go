@@ -517,7 +517,7 @@ func TestMigrate(t *testing.T) {
 	if _, err := os.Stat(fmt.Sprintf("%s.v%d", path, len(next))); err != nil {
 		t.Errorf("the copy from before: %v", err)
 	}
-	_, err = OpenStore(dir, func([]Event) {})
+	_, err = OpenStore(dir, nil)
 	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("version %d", len(next)+1)) || !strings.Contains(err.Error(), fmt.Sprintf("up to %d", len(next))) {
 		t.Errorf("a newer database: %v", err)
 	}
@@ -555,7 +555,7 @@ func TestOldDatabases(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s, err := OpenStore(dir, func([]Event) {})
+		s, err := OpenStore(dir, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

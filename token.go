@@ -321,7 +321,7 @@ func token(args []string, stdout io.Writer) error {
 	if command != "list" && !isRevoke && (command != "add" || (*person == "") == (*bot == "")) {
 		return errors.New("say chatd token add -user NAME, chatd token add -bot NAME, chatd token list or chatd token revoke ID")
 	}
-	store, err := OpenStore(*data, func([]Event) {})
+	store, err := OpenStore(*data, nil)
 	if err != nil {
 		return err
 	}

@@ -17,7 +17,7 @@ import (
 // readLog opens a database, which must be sound, and returns all of its log.
 func readLog(t *testing.T, dir string) (log []Event) {
 	t.Helper()
-	store, err := OpenStore(dir, func([]Event) {})
+	store, err := OpenStore(dir, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +149,7 @@ func outcome(frames []eventFrame) map[int64]endState {
 
 // compareTexts looks whether the tables have what the log says.
 func (c *chaos) compareTexts(log []Event, ops map[string]*chaosOp, want map[int64]endState) {
-	store, err := OpenStore(c.d.dir, func([]Event) {})
+	store, err := OpenStore(c.d.dir, nil)
 	if err != nil {
 		c.t.Fatal(err)
 	}
