@@ -390,13 +390,12 @@ func TestListeners(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer conn.Close()
+			greeted := make(chan error, 1)
 			go func() {
 				b := make([]byte, 64<<10)
-				for listening := false; ; {
-					n, err := conn.Read(b)
-					if err != nil {
-						return
-					}
+				n, err := conn.Read(b)
+				greeted <- err
+				for listening := false; err == nil; n, err = conn.Read(b) {
 					if !listening && bytes.IndexByte(b[:n], '~') >= 0 {
 						listening = true
 						ready.Done()
@@ -404,7 +403,11 @@ func TestListeners(t *testing.T) {
 					heard.Add(int64(bytes.Count(b[:n], []byte("^"))))
 				}
 			}()
+			if err := receive(t, greeted); err != nil {
+				t.Fatal(err)
+			}
 		}
+		idle := d.memory("VmRSS") - before
 		speaker := dialTCP(t, d.addr, "/ws/chat/crowd/", "Cookie: "+cookieOf("ann"))
 		go io.Copy(io.Discard, speaker.conn)
 		soon, cancel := context.WithTimeout(t.Context(), tooLong)
@@ -421,7 +424,6 @@ func TestListeners(t *testing.T) {
 			case <-time.After(100 * time.Millisecond):
 			}
 		}
-		idle := d.memory("VmRSS") - before
 		cpu, began, sent := d.processorTime(), time.Now(), int64(0)
 		text := fmt.Appendf(nil, `{"message":"^%s"}`, strings.Repeat("x", 99))
 		for wait := int64(0); sent == 0 || wait > 0; {
